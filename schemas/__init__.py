@@ -1,0 +1,1 @@
+"""What crosses the wire. Imports nothing of the service but `service.job`."""

@@ -1,0 +1,102 @@
+"""Fields that hold what Postgres and every client can hold: no NUL, no lone surrogates, no number beyond 64 bits."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate
+
+DEEPEST = 32
+LARGEST_NUMBER = 2**63
+LARGEST_INT = 2**31 - 1
+
+
+class Text(fields.String):
+    """Text of `shortest` to `longest` characters that can be stored and sent again."""
+
+    def __init__(self, *, longest: int, shortest: int = 0, **options: Any) -> None:
+        super().__init__(validate=[validate.Length(min=shortest, max=longest), refuse_unstorable], **options)
+
+
+class Bytes4KiB(Text):
+    """A sentence of at most 4 KiB in UTF-8."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(longest=4096, **options)
+        self.validators.append(_at_most_4_kib)
+
+
+class Count(fields.Integer):
+    """A whole number from `least` to 2^31-1; neither a string nor 3.0 nor true passes for one."""
+
+    def __init__(self, *, least: int = 0, most: int = LARGEST_INT, **options: Any) -> None:
+        super().__init__(strict=True, validate=validate.Range(min=least, max=most), **options)
+
+
+class Percentage(fields.Field[float | int]):
+    """A number from 0 to 100. Whole numbers stay whole."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float | int:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+            raise ValidationError("Must be a number from 0 to 100.")
+        return int(value) if value == int(value) else value
+
+
+class Flag(fields.Field[bool]):
+    """true or false and nothing that resembles them."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValidationError("Must be true or false.")
+        return value
+
+
+class FreeObject(fields.Field[dict[str, Any]]):
+    """A JSON object of the caller's own, at most `most_bytes` long as `json.dumps` writes it."""
+
+    def __init__(self, *, most_bytes: int = 16 * 1024, **options: Any) -> None:
+        super().__init__(**options)
+        self.most_bytes = most_bytes
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValidationError("Must be an object.")
+        _refuse_unstorable_inside(value, 1)
+        # The separators are those of Postgres's jsonb, where the merged object is measured again.
+        if len(json.dumps(value, ensure_ascii=False).encode()) > self.most_bytes:
+            raise ValidationError(f"Must not be larger than {self.most_bytes // 1024} KiB.")
+        return value
+
+
+def refuse_unstorable(text: str) -> None:
+    """Refuses NUL (Postgres cannot store it) and lone surrogates (UTF-8 cannot carry them)."""
+    if "\0" in text:
+        raise ValidationError("Must not contain the NUL character.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValidationError("Must not contain lone surrogates.") from None
+
+
+def _at_most_4_kib(text: str) -> None:
+    if len(text.encode("utf-8", "replace")) > 4096:
+        raise ValidationError("Must not be larger than 4 KiB.")
+
+
+def _refuse_unstorable_inside(value: Any, depth: int) -> None:
+    if depth > DEEPEST:
+        raise ValidationError(f"Must not be nested deeper than {DEEPEST} levels.")
+    if isinstance(value, str):
+        refuse_unstorable(value)
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            refuse_unstorable(name)
+            _refuse_unstorable_inside(part, depth + 1)
+    elif isinstance(value, list):
+        for part in value:
+            _refuse_unstorable_inside(part, depth + 1)
+    elif isinstance(value, float) and (not math.isfinite(value) or abs(value) >= LARGEST_NUMBER):
+        # The parser has already turned whole numbers beyond 64 bits into floats: what was sent is lost.
+        raise ValidationError("Numbers must fit into 64 bits.")

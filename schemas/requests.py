@@ -1,0 +1,191 @@
+"""What clients may send. Each schema loads into a dict with the names of `service.job`; unknown fields are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
+
+from schemas.fields import Bytes4KiB, Count, Flag, FreeObject, Percentage, Text
+from service.job import (
+    CANCELLED,
+    FAILED,
+    JOB_ID,
+    RESERVED_IDS,
+    STATUSES,
+    TYPE_SLUG,
+    failure,
+    operation_of,
+    type_of,
+)
+
+MOST_JOBS_AT_ONCE = 1000
+LONGEST_HEARTBEAT_TIMEOUT_S = 30 * 24 * 3600
+_STATUS_IN_ANY_CASING = {status.lower(): status for status in STATUSES}
+_LIKE_AN_ID = validate.Regexp(JOB_ID, error="Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}.")
+
+
+def _not_reserved(job_id: str) -> None:
+    if job_id in RESERVED_IDS:
+        raise ValidationError(f"Must not be one of {', '.join(sorted(RESERVED_IDS))}.")
+
+
+class JobId(Text):
+    """An id of one's own for a job."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(longest=128, shortest=1, **options)
+        self.validators += [_LIKE_AN_ID, _not_reserved]
+
+
+class Status(fields.Field[str]):
+    """One of the five states, in any casing."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        status = _STATUS_IN_ANY_CASING.get(value.lower()) if isinstance(value, str) else None
+        if status is None:
+            raise ValidationError(f"Must be one of {', '.join(STATUSES)}.")
+        return status
+
+
+class ProgressSchema(Schema):
+    """How far a job is. Parts left out stay as they are; null removes a part."""
+
+    percentage = Percentage(allow_none=True)
+    message = Text(longest=512, allow_none=True)
+    step = Text(longest=512, allow_none=True)
+    files_completed = Count(allow_none=True)
+    total_files = Count(allow_none=True)
+    queue_position = Count(allow_none=True)
+
+
+class ErrorDetailsSchema(Schema):
+    """Why a job failed, for machines and for people."""
+
+    error_type = Text(longest=128, shortest=1)
+    message = Bytes4KiB()
+
+
+class NotificationSchema(Schema):
+    """Whom to mail about a job, and when."""
+
+    email = fields.Email(required=True, validate=validate.Length(max=254))
+    events = fields.List(
+        fields.String(validate=validate.OneOf(["completed", "failed"])),
+        load_default=lambda: ["completed", "failed"],
+        validate=validate.Length(min=1, max=2),
+    )
+    include_summary = Flag(load_default=False)
+
+
+class NewJobSchema(Schema):
+    """One job to create. Loads into the keyword arguments of `NewJob`; the id may be missing."""
+
+    id = JobId()
+    type = Text(longest=64)
+    operation = Text(longest=64)
+    pdf_name = Text(longest=1024, allow_none=True)
+    pdf_hash = Text(longest=256, allow_none=True)
+    user_id = Text(longest=256, allow_none=True)
+    batch_id = Text(longest=128, allow_none=True)
+    batch_size = Count(least=1)
+    close_batch = Flag()
+    tags = fields.List(Text(longest=64, shortest=1), validate=validate.Length(max=32))
+    file_count = Count(allow_none=True)
+    metadata = FreeObject()
+    parameters = FreeObject(allow_none=True)
+    progress = fields.Nested(ProgressSchema)
+    notification_settings = fields.Nested(NotificationSchema, allow_none=True)
+    webhook_url = fields.Url(
+        schemes={"http", "https"}, require_tld=False, allow_none=True, validate=validate.Length(max=2048)
+    )
+    heartbeat_timeout = Count(least=1, most=LONGEST_HEARTBEAT_TIMEOUT_S, allow_none=True)
+    stalled_action = fields.String(validate=validate.OneOf(["mark", "fail"]))
+    public = Flag()
+
+    @validates_schema
+    def _parts_agree(self, data: dict[str, Any], **kwargs: Any) -> None:
+        wrong: dict[str, list[str]] = {}
+        job_type, operation = data.get("type"), data.get("operation")
+        if job_type is None and operation is None:
+            wrong["type"] = ["Give the type of the job (or its operation)."]
+        elif job_type and operation and operation_of(type_of(job_type)) != operation_of(type_of(operation)):
+            wrong["operation"] = ["Contradicts type; one of the two is enough."]
+        for name in ("type", "operation"):
+            if name in data and not TYPE_SLUG.match(data[name]):
+                wrong[name] = [
+                    "Must be extraction, parsing, splitting, chunking, classification or match [a-z0-9_.-]{1,64}."
+                ]
+        if data.get("batch_id") is not None and not JOB_ID.match(data["batch_id"]):
+            wrong["batch_id"] = ["Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}."]
+        if data.get("batch_id") is None:
+            wrong |= {name: ["Goes only with a batch_id."] for name in ("batch_size", "close_batch") if data.get(name)}
+        if any("," in tag for tag in data.get("tags", ())):
+            wrong["tags"] = ["A tag must not contain a comma."]
+        if data.get("public") and "id" in data:
+            wrong["id"] = ["A public job's id is minted; leave it out."]
+        if wrong:
+            raise ValidationError(wrong)
+
+    @post_load
+    def _as_new_job(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        operation = data.pop("operation", None)
+        data["type"] = type_of(data.get("type") or operation or "")
+        data["progress"] = {name: part for name, part in data.get("progress", {}).items() if part is not None}
+        data["tags"] = list(dict.fromkeys(data.get("tags", ())))
+        return data
+
+
+class ReportSchema(Schema):
+    """What a worker says about a job. `{}` is a heartbeat."""
+
+    status = Status(allow_none=True)
+    progress = fields.Nested(ProgressSchema)
+    error = Bytes4KiB(allow_none=True)
+    error_details = fields.Nested(ErrorDetailsSchema, allow_none=True)
+    metadata = FreeObject()
+    attempt = Count(least=1, allow_none=True)
+
+    @validates_schema
+    def _error_goes_with_an_end(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if data.get("status") in (FAILED, CANCELLED):
+            return
+        said = [name for name in ("error", "error_details") if data.get(name) is not None]
+        if said:
+            raise ValidationError({name: ["Goes only with status FAILED or CANCELLED."] for name in said})
+
+    @post_load
+    def _with_whole_failure(self, data: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        if data.get("status") in (FAILED, CANCELLED):
+            data["error"], data["error_details"] = failure(data.get("error"), data.get("error_details"))
+        return data
+
+
+class ReportOfManySchema(ReportSchema):
+    """One item of `PATCH /jobs`: a report that names its job."""
+
+    id = Text(longest=128, shortest=1, required=True)
+
+
+class CancelSchema(Schema):
+    """Why a job is cancelled."""
+
+    reason = Bytes4KiB(allow_none=True)
+
+
+class NothingSchema(Schema):
+    """A body or query that has no fields."""
+
+
+class ResultQuerySchema(Schema):
+    """`PUT /jobs/{id}/result?complete=&attempt=`."""
+
+    complete = fields.Boolean(truthy={"true", "True", "1"}, falsy={"false", "False", "0"}, load_default=False)
+    attempt = fields.Integer(validate=validate.Range(min=1, max=2**31 - 1), load_default=None)
+
+
+class HistoryQuerySchema(Schema):
+    """`GET /jobs/{id}/history?limit=&after_version=`."""
+
+    limit = fields.Integer(validate=validate.Range(min=1, max=1000), load_default=100)
+    after_version = fields.Integer(validate=validate.Range(min=0, max=2**53), load_default=0)

@@ -1,0 +1,63 @@
+"""The two documented shapes of a job on the wire, made once per change and kept as bytes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from service.job import COMPLETED, Job, operation_of
+
+
+def rfc3339(at: datetime) -> str:
+    """`2024-01-15T10:30:00.000Z`; `at` is aware and in UTC."""
+    return at.isoformat(timespec="milliseconds")[:23] + "Z"
+
+
+def shape_a(job: Job) -> dict[str, Any]:
+    """The single-job resource: `id`, `type`, mixed-case status."""
+    shape: dict[str, Any] = {
+        "id": job.id,
+        "status": job.status,
+        "type": job.type,
+        **_times(job),
+        "pdf_name": job.pdf_name,
+        "pdf_hash": job.pdf_hash,
+        "user_id": job.user_id,
+        "error": job.error,
+        "error_details": job.error_details,
+        "progress": job.progress,
+        "batch_id": job.batch_id,
+        "tags": job.tags,
+        "file_count": job.file_count,
+        "metadata": job.metadata,
+        "parameters": job.parameters,
+        "attempt": job.attempt,
+        "version": job.version,
+        "stalled": job.stalled,
+    }
+    if job.has_result and job.status == COMPLETED:
+        shape["result_url"] = f"/jobs/{job.id}/result"
+    return shape
+
+
+def shape_b(job: Job) -> dict[str, Any]:
+    """One job of the many-jobs family: `job_id`, `operation`, lower-case status."""
+    return {
+        "job_id": job.id,
+        "operation": operation_of(job.type),
+        "status": job.status.lower(),
+        "progress": job.progress,
+        "error_details": job.error_details,
+        **_times(job),
+    }
+
+
+def _times(job: Job) -> dict[str, str]:
+    known = {
+        "created_at": job.created_at,
+        "updated_at": job.updated_at,
+        "started_at": job.started_at,
+        "completed_at": job.completed_at,
+        "expires_at": job.expires_at,
+    }
+    return {name: rfc3339(at) for name, at in known.items() if at is not None}

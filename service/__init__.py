@@ -1,0 +1,1 @@
+"""Jobwire: tells anyone, fast and truthfully, how an asynchronous job is doing."""

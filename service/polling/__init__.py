@@ -1,0 +1,1 @@
+"""Reading one job: the hot path."""

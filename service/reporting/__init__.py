@@ -1,0 +1,1 @@
+"""Writing: what workers say of jobs, and how it gets to everyone."""

@@ -1,0 +1,44 @@
+"""After the commit: Redis, this process's memory and everyone who follows hear of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from service.job import Job
+from service.stores.answers import change_of, deletion_of, ready_answer
+from service.stores.outbox_table import OutboxTable
+from service.stores.ready import ReadyAnswer
+from service.stores.status_cache import Change, StatusCache
+from service.stores.status_memory import StatusMemory
+
+
+class Announcer:
+    """Tells what was committed. What cannot be told stays in the outbox, and the relay tells it later."""
+
+    def __init__(self, cache: StatusCache, memory: StatusMemory, outbox: OutboxTable) -> None:
+        self._cache = cache
+        self._memory = memory
+        self._outbox = outbox
+        self.untold = 0  # commits acknowledged before Redis knew
+
+    async def tell_changed(self, jobs: Sequence[Job], xids: Iterable[str]) -> tuple[list[ReadyAnswer], bool]:
+        """The ready answers of `jobs`, and whether Redis has them all by now."""
+        answers = [ready_answer(job) for job in jobs]
+        told = await self._tell([change_of(job, answer) for job, answer in zip(jobs, answers, strict=True)], xids)
+        for job, answer in zip(jobs, answers, strict=True):
+            self._memory.keep((job.account_id, job.id), answer)
+        return answers, told
+
+    async def tell_deleted(self, account_id: int, job_id: str, version: int, batch_id: str | None, xid: str) -> bool:
+        """Whether Redis has forgotten the job by now."""
+        self._memory.drop((account_id, job_id))
+        return await self._tell([deletion_of(account_id, job_id, version, batch_id)], [xid])
+
+    async def _tell(self, changes: Sequence[Change], xids: Iterable[str]) -> bool:
+        told = await self._cache.put(changes)
+        if not told:
+            self.untold += 1
+            return False
+        for xid in xids:
+            self._outbox.settle(xid)
+        return True

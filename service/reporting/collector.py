@@ -1,0 +1,143 @@
+"""The group commit: reports that arrive while a statement is in flight travel together in the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from zlib import crc32
+
+from service.job import Report
+from service.reporting.announcer import Announcer
+from service.stores.job_table import BadValue, JobTable, Verdict
+from service.stores.ready import ReadyAnswer
+
+SHARDS: Final = 4
+MOST_IN_ONE_STATEMENT: Final = 500
+
+
+@dataclass(slots=True)
+class Taken:
+    """The end of one report: the verdict, the ready answer if it was taken, and whether Redis knows by now."""
+
+    verdict: Verdict
+    answer: ReadyAnswer | None
+    told: bool
+
+
+@dataclass(slots=True)
+class _Waiting:
+    report: Report
+    end: asyncio.Future[Taken]
+
+    @property
+    def job(self) -> tuple[int, str]:
+        return self.report.account_id, self.report.id
+
+    def fail(self, error: BaseException) -> None:
+        if not self.end.done():
+            self.end.set_exception(error)
+
+    def succeed(self, taken: Taken) -> None:
+        if not self.end.done():
+            self.end.set_result(taken)
+
+
+class Collector:
+    """Shards reports by job. A shard has one statement in flight and sends the next as soon as it is back: no timer."""
+
+    def __init__(self, table: JobTable, announcer: Announcer) -> None:
+        self._shards = [_Shard(table, announcer) for _ in range(SHARDS)]
+
+    def take(self, report: Report) -> asyncio.Future[Taken]:
+        """Ends after the commit, and after Redis was told or could not be. Reports on one job are taken in order.
+
+        Raises Unavailable when it is not known to be committed; such a report is never sent twice from here.
+        A caller that is cancelled takes nobody else's report with it: the statement is not its own.
+        """
+        shard = self._shards[crc32(f"{report.account_id}:{report.id}".encode()) % SHARDS]
+        return shard.add(report)
+
+    async def close(self) -> None:
+        """Waits for all that is in flight."""
+        await asyncio.gather(*(shard.close() for shard in self._shards))
+
+
+class _Shard:
+    def __init__(self, table: JobTable, announcer: Announcer) -> None:
+        self._table = table
+        self._announcer = announcer
+        self._waiting: deque[_Waiting] = deque()
+        self._committing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, report: Report) -> asyncio.Future[Taken]:
+        waiting = _Waiting(report, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if not self._committing:
+            self._committing = True
+            self._spawn(self._commit_all())
+        return waiting.end
+
+    async def close(self) -> None:
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _commit_all(self) -> None:
+        """One statement after the other until nothing waits. What was committed is told beside the next statement."""
+        try:
+            while self._waiting:
+                await self._commit(self._next_group())
+        finally:
+            self._committing = False
+
+    def _next_group(self) -> list[_Waiting]:
+        """The longest-waiting reports, a job at most once; its second report waits for the next statement."""
+        group: dict[tuple[int, str], _Waiting] = {}
+        left: list[_Waiting] = []
+        while self._waiting and len(group) < MOST_IN_ONE_STATEMENT:
+            waiting = self._waiting.popleft()
+            if waiting.job in group:
+                left.append(waiting)
+            else:
+                group[waiting.job] = waiting
+        self._waiting.extendleft(reversed(left))
+        return list(group.values())
+
+    async def _commit(self, group: Sequence[_Waiting]) -> None:
+        try:
+            verdicts = await self._table.report([waiting.report for waiting in group])
+        except BadValue as error:
+            if len(group) == 1:
+                group[0].fail(error)
+                return
+            for waiting in group:  # one bad value must not fail the others: each alone, once
+                await self._commit([waiting])
+        except BaseException as error:
+            for waiting in group:
+                waiting.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._spawn(self._tell(group, verdicts))
+
+    async def _tell(self, group: Sequence[_Waiting], verdicts: Sequence[Verdict]) -> None:
+        """Tells what was taken. A repeated state is told too: whoever made it may not have come to it yet."""
+        jobs = [verdict.job for verdict in verdicts if verdict.job is not None]
+        xids = {verdict.xid for verdict in verdicts if verdict.xid is not None}
+        try:
+            answers, told = await self._announcer.tell_changed(jobs, xids) if jobs else ([], True)
+        except Exception as error:
+            for waiting in group:
+                waiting.fail(error)
+            return
+        ready = iter(answers)
+        for waiting, verdict in zip(group, verdicts, strict=True):
+            waiting.succeed(Taken(verdict, next(ready) if verdict.job is not None else None, told))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

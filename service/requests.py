@@ -1,0 +1,123 @@
+"""What a client sent: body, query and conditions, read and checked in one way for every address."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+from marshmallow import Schema, ValidationError
+
+from service.errors import JobNotFound, Malformed, TooLarge, UnsupportedMediaType, ValidationFailed
+from service.job import is_job_id
+
+MiB: Final = 2**20
+BODY_LIMIT: Final = 1 * MiB
+ARRAY_LIMIT: Final = 8 * MiB
+RESULT_LIMIT: Final = 16 * MiB
+
+
+async def body_bytes(request: web.Request, limit: int) -> bytes:
+    """The whole body. Raises TooLarge beyond `limit` bytes, without reading what lies behind."""
+    if request.content_length is not None and request.content_length > limit:
+        raise TooLarge(f"The body is larger than {limit // MiB} MiB")
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"The body is larger than {limit // MiB} MiB")
+    return bytes(body)
+
+
+async def json_body(request: web.Request, *, array_limit: int | None = None, optional: bool = False) -> Any:
+    """The body as JSON: an object of at most 1 MiB or, with `array_limit`, an array of at most that many bytes.
+
+    `optional`: an empty body is `{}`. Raises UnsupportedMediaType, TooLarge, Malformed.
+    """
+    body = await body_bytes(request, array_limit or BODY_LIMIT)
+    if not body and optional:
+        return {}
+    if request.content_type != "application/json" and not request.content_type.endswith("+json"):
+        raise UnsupportedMediaType(f"The body must be sent as application/json, not {request.content_type}")
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"The body is not valid JSON: {error}") from None
+    if isinstance(parsed, dict):
+        if len(body) > BODY_LIMIT:
+            raise TooLarge(f"An object may be {BODY_LIMIT // MiB} MiB long; send an array for more")
+        return parsed
+    if isinstance(parsed, list) and array_limit is not None:
+        return parsed
+    wanted = "an object or an array of objects" if array_limit else "an object"
+    raise ValidationFailed({"_schema": [f"The body must be {wanted}."]})
+
+
+def checked(schema: Schema, data: Any) -> Any:
+    """`data` as `schema` loads it. Raises ValidationFailed that names each field."""
+    try:
+        return schema.load(data)
+    except ValidationError as error:
+        raise ValidationFailed(_named(error.messages)) from None
+
+
+def checked_many(schema: Schema, items: list[Any], most: int) -> list[Any]:
+    """Each of 1 to `most` items as `schema` loads it; fields are named under the item's place in the array."""
+    count_is_fine(items, most)
+    loaded, wrong = [], {}
+    for place, item in enumerate(items):
+        try:
+            loaded.append(schema.load(item))
+        except ValidationError as error:
+            wrong[str(place)] = _named(error.messages)
+    if wrong:
+        raise ValidationFailed(wrong)
+    return loaded
+
+
+def count_is_fine(items: list[Any], most: int) -> None:
+    """Raises ValidationFailed unless there are 1 to `most` items."""
+    if not 1 <= len(items) <= most:
+        raise ValidationFailed({"_schema": [f"The array must have 1 to {most} items; this one has {len(items)}."]})
+
+
+def job_id_of(request: web.Request) -> str:
+    """The job that the path names. Raises JobNotFound for what cannot be the id of any job."""
+    job_id = request.match_info["job_id"]
+    if not is_job_id(job_id):
+        raise JobNotFound(job_id)
+    return job_id
+
+
+def query(request: web.Request, schema: Schema) -> Any:
+    """The query parameters as `schema` loads them; unknown and repeated ones are refused."""
+    given = request.query
+    repeated = {name: ["Given more than once."] for name in given if len(given.getall(name)) > 1}
+    if repeated:
+        raise ValidationFailed(repeated)
+    return checked(schema, dict(given))
+
+
+def if_match(request: web.Request) -> str | None:
+    """The ETags of If-Match joined by comma, or `*`, or None when the header is not there. Weak ones never match."""
+    header = request.headers.get("If-Match")
+    if header is None:
+        return None
+    return ",".join(tag for tag in (part.strip() for part in header.split(",")) if not tag.startswith("W/"))
+
+
+def none_match(request: web.Request, etag: str) -> bool:
+    """Whether If-None-Match says that the client has this version."""
+    header = request.headers.get("If-None-Match")
+    if header is None:
+        return False
+    if header == etag:
+        return True
+    return any(part.strip().removeprefix("W/") in (etag, "*") for part in header.split(","))
+
+
+def _named(messages: Any) -> dict[str, Any]:
+    """Marshmallow's messages with every key a string, as JSON has it."""
+    if isinstance(messages, dict):
+        return {str(name): _named(inner) if isinstance(inner, dict) else inner for name, inner in messages.items()}
+    return {"_schema": messages}

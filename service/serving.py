@@ -1,0 +1,151 @@
+"""Serves the application over HTTP. Also what aiohttp itself refuses, before any handler, answers as problem+json."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+import uvloop
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from service.app import REQUEST_IDS, make_app
+from service.errors import Malformed
+from service.middlewares import RequestIds, as_our_error, problem
+from service.settings import Settings
+
+LONGEST_LINE_bytes: Final = 8190
+SHUTDOWN_s: Final = 10.0
+KEEP_ALIVE_s: Final = 75.0
+
+
+class _Connection(web.RequestHandler):
+    """One connection of a client."""
+
+    request_ids: RequestIds
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What the parser refuses (a long line, bad syntax) and what no handler caught."""
+        if isinstance(exc, LineTooLong):
+            return self._refuse(request, Malformed(f"A line of the request is longer than {LONGEST_LINE_bytes} bytes"))
+        if status == 400:
+            return self._refuse(request, Malformed((message or "Bad request").partition("\n")[0][:200]))
+        return self._refuse(request, exc or RuntimeError(message))
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """What the framework refuses outside the middlewares (the Expect header) is still an exception here."""
+        if isinstance(resp, web.HTTPException):
+            resp = self._refuse(request, resp)
+        return await super().finish_response(request, resp, start_time)
+
+    def _refuse(self, request: web.BaseRequest, error: BaseException) -> web.Response:
+        request_id = self.request_ids.of(request)
+        response = problem(request, as_our_error(error, request, request_id), request_id)
+        response.headers["X-Request-Id"] = request_id
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __init__(self, template: web.Server, request_ids: RequestIds, **options: Any) -> None:
+        super().__init__(template.request_handler, request_factory=template.request_factory, **options)
+        self._request_ids = request_ids
+        self._options = options
+
+    def __call__(self) -> web.RequestHandler:
+        connection = _Connection(self, loop=asyncio.get_running_loop(), **self._options)
+        connection.request_ids = self._request_ids
+        return connection
+
+
+class ServiceRunner(web.AppRunner):
+    """An AppRunner whose connections refuse in problem+json."""
+
+    async def _make_server(self) -> web.Server:
+        template = await super()._make_server()
+        return _Server(template, self.app[REQUEST_IDS], **self._kwargs)
+
+
+async def runner() -> ServiceRunner:
+    """For gunicorn: `gunicorn service.serving:runner -k aiohttp.GunicornUVLoopWebWorker`."""
+    settings = Settings.read(*WEB_NEEDS)
+    configure_logging(settings.log_level)
+    return make_runner(settings)
+
+
+def make_runner(settings: Settings) -> ServiceRunner:
+    """The service, ready to be set up."""
+    return ServiceRunner(
+        make_app(settings),
+        access_log=None,
+        keepalive_timeout=KEEP_ALIVE_s,
+        shutdown_timeout=SHUTDOWN_s,
+    )
+
+
+WEB_NEEDS: Final = ("DATABASE_URL", "REDIS_URL", "JOBWIRE_SECRETS")
+
+
+def run_web(settings: Settings) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    configure_logging(settings.log_level)
+    uvloop.run(serve(settings, on_ready=_say_ready))
+
+
+async def serve(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM; `on_ready(url)` is called once the port is open."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    service = make_runner(settings)
+    await service.setup()
+    try:
+        await web.TCPSite(service, settings.host, settings.port).start()
+        on_ready(_url(service))
+        await stop.wait()
+    finally:
+        await service.cleanup()
+
+
+def configure_logging(level: str) -> None:
+    """JSON lines on stderr, ours and the libraries' alike."""
+    renderers: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*renderers, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+            foreign_pre_chain=renderers,
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+
+
+def _url(service: ServiceRunner) -> str:
+    host, port = service.addresses[0][:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _say_ready(url: str) -> None:
+    print(f"ready {url}", flush=True)

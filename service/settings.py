@@ -1,0 +1,84 @@
+"""Every setting of the service, read once from the environment into one frozen value."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from environs import Env, EnvValidationError, ValidationError, validate
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+SECRET_LENGTH: Final = 32
+
+
+class BadSettings(Exception):
+    """Some environment variables are missing or wrong; the message names every one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says. Secrets stay out of repr. Seconds end in `_s`."""
+
+    database_url: str = field(repr=False)
+    database_direct_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    host: str
+    port: int
+    secrets: tuple[str, ...] = field(repr=False)
+    prepared_statements: bool
+    pool_size: int
+    database_timeout_s: float
+    redis_deadline_s: float
+    memory_entries: int
+    memory_bytes: int
+    access_log: bool
+    log_level: str
+    data_folder: Path
+
+    @classmethod
+    def read(cls, *required: str) -> Settings:
+        """From the process's environment. Raises BadSettings that names everything that is wrong at once.
+
+        `required` names the variables without which the caller cannot work; the others may be empty.
+        """
+        env = Env(eager=False)
+        database_url = env.str("DATABASE_URL", default="")
+        settings = cls(
+            database_url=database_url,
+            database_direct_url=env.str("DATABASE_DIRECT_URL", default=database_url),
+            redis_url=env.str("REDIS_URL", default=""),
+            host=env.str("JOBWIRE_HOST", default="127.0.0.1"),
+            port=env.int("JOBWIRE_PORT", default=8080, validate=validate.Range(min=0, max=65535)),
+            secrets=tuple(env.list("JOBWIRE_SECRETS", default=[], validate=_each_is_long) or ()),
+            prepared_statements=env.bool("JOBWIRE_PREPARED_STATEMENTS", default=True),
+            pool_size=env.int("JOBWIRE_POOL_SIZE", default=16, validate=validate.Range(min=2, max=500)),
+            database_timeout_s=env.float("JOBWIRE_DATABASE_TIMEOUT", default=5.0, validate=validate.Range(min=0.1)),
+            redis_deadline_s=env.float("JOBWIRE_REDIS_DEADLINE", default=0.1, validate=validate.Range(min=0.01)),
+            memory_entries=env.int("JOBWIRE_MEMORY_ENTRIES", default=200_000, validate=validate.Range(min=1)),
+            memory_bytes=env.int("JOBWIRE_MEMORY_BYTES", default=256 * 2**20, validate=validate.Range(min=2**20)),
+            access_log=env.bool("JOBWIRE_ACCESS_LOG", default=False),
+            log_level=env.str("JOBWIRE_LOG_LEVEL", default="info", validate=validate.OneOf(LOG_LEVELS)),
+            data_folder=Path(env.str("JOBWIRE_DATA", default=".data")),
+        )
+        _raise_all(env, [name for name in required if not os.environ.get(name)])
+        return settings
+
+
+def _each_is_long(secrets: list[str]) -> None:
+    if any(len(secret) < SECRET_LENGTH for secret in secrets):
+        raise ValidationError(f"each secret needs at least {SECRET_LENGTH} characters")
+
+
+def _raise_all(env: Env, missing: list[str]) -> None:
+    wrong = dict.fromkeys(missing, "is needed and not set")
+    try:
+        env.seal()
+    except EnvValidationError as error:
+        if isinstance(error.error_messages, Mapping):
+            wrong |= {name: " ".join(messages) for name, messages in error.error_messages.items()}
+    if wrong:
+        lines = [f"  {name}: {reason}" for name, reason in sorted(wrong.items())]
+        raise BadSettings("\n".join(["These environment variables need mending (see Settings in README.md):", *lines]))

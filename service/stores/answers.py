@@ -1,0 +1,58 @@
+"""From a job to what is kept ready of it: made once per change, for Redis, for memory and for those who follow."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import orjson
+
+from schemas.shapes import shape_a, shape_b
+from service.job import Job, epoch_ms
+from service.stores.event_channel import message_of, topics_of
+from service.stores.ready import ReadyAnswer
+from service.stores.status_cache import Change
+
+SOONEST_RETRY_s: Final = 2
+LATEST_RETRY_s: Final = 10
+
+
+def ready_answer(job: Job) -> ReadyAnswer:
+    """Both shapes of a job as bytes, with its ETag and headers."""
+    return ReadyAnswer(
+        version=job.version,
+        changed_ms=epoch_ms(job.changed_at),
+        status=job.status,
+        retry_after_s=None if job.finished else _pace(job),
+        shape_a=orjson.dumps(shape_a(job)),
+        shape_b=orjson.dumps(shape_b(job)),
+    )
+
+
+def change_of(job: Job, answer: ReadyAnswer) -> Change:
+    """What Redis is told when a job was created or changed."""
+    return Change(
+        job.account_id,
+        job.id,
+        job.version,
+        answer,
+        topics_of(job.account_id, job.id, job.batch_id),
+        message_of(job.account_id, job.id, job.version, job.status, job.batch_id, job.tags, answer.shape_a),
+    )
+
+
+def deletion_of(account_id: int, job_id: str, version: int, batch_id: str | None) -> Change:
+    """What Redis is told when a job was removed; `version` is its tombstone's."""
+    return Change(
+        account_id,
+        job_id,
+        version,
+        None,
+        topics_of(account_id, job_id, batch_id),
+        message_of(account_id, job_id, version, "deleted", batch_id, (), b""),
+    )
+
+
+def _pace(job: Job) -> int:
+    """When to ask again: the longer a job has been on its way, the less a second matters. 2 to 10 s."""
+    on_its_way_s = (job.changed_at - job.created_at).total_seconds()
+    return max(SOONEST_RETRY_s, min(LATEST_RETRY_s, round(on_its_way_s / 30)))

@@ -1,0 +1,136 @@
+"""The pool of connections to Postgres: its errors become ours, its identity and its health are known here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+
+from service.errors import Unavailable
+
+Connection = asyncpg.pool.PoolConnectionProxy
+
+_UNREACHABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+_BUSY = (asyncpg.LockNotAvailableError, asyncpg.exceptions.TransactionRollbackError)
+
+_IDENTITY = """
+select system_identifier || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) from pg_control_system()
+"""
+_DURABILITY = """
+select name from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit') and setting = 'off'
+"""
+
+
+class Postgres:
+    """A pool that opens when first used, so that the service starts, and answers from Redis, while Postgres is away.
+
+    `identity` names the cluster and its timeline: it changes when Postgres is restored or fails over.
+    `reachable` is what the last statement found.
+    """
+
+    def __init__(self, url: str, *, pool_size: int, prepared_statements: bool, timeout_s: float) -> None:
+        self._url = url
+        self._pool_size = pool_size
+        self._prepared_statements = prepared_statements
+        self._timeout_s = timeout_s
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self.identity = ""
+        self.reachable = False
+        self.on_identity: list[Callable[[str], None]] = []
+
+    async def open(self) -> None:
+        """Makes the pool; connects nowhere yet."""
+        self._pool = await asyncpg.create_pool(
+            self._url,
+            min_size=0,
+            max_size=self._pool_size,
+            # Behind a transaction pooler a prepared statement may be on another server connection.
+            statement_cache_size=100 if self._prepared_statements else 0,
+            command_timeout=self._timeout_s,
+            timeout=self._timeout_s,
+            max_inactive_connection_lifetime=300,
+            init=self._learn_identity,
+            reset=_keep_as_it_is,
+            server_settings={"application_name": "jobwire"},
+        )
+
+    async def close(self) -> None:
+        """Closes the pool; statements still running get two seconds."""
+        if self._pool is None:
+            return
+        try:
+            async with asyncio.timeout(2):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection[asyncpg.Record]]:
+        """One connection. Raises Unavailable for everything that is Postgres's trouble and not the statement's."""
+        assert self._pool is not None, "open() comes first"
+        with self._as_our_errors():
+            async with self._pool.acquire(timeout=self._timeout_s) as connection:
+                yield connection
+                self.reachable = True
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection[asyncpg.Record]]:
+        """One connection inside a transaction."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def fetch(self, statement: str, *values: Any) -> list[asyncpg.Record]:
+        """All rows of one statement."""
+        async with self.connection() as connection:
+            return await connection.fetch(statement, *values)
+
+    async def fetchrow(self, statement: str, *values: Any) -> asyncpg.Record | None:
+        """The first row of one statement, or None."""
+        async with self.connection() as connection:
+            return await connection.fetchrow(statement, *values)
+
+    async def execute(self, statement: str, *values: Any) -> None:
+        """One statement whose rows do not matter."""
+        async with self.connection() as connection:
+            await connection.execute(statement, *values)
+
+    async def weak_durability(self) -> list[str]:
+        """The settings with which an acknowledged report could be lost in a crash of the server; empty is good."""
+        return [row["name"] for row in await self.fetch(_DURABILITY)]
+
+    async def _learn_identity(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        identity = str(await connection.fetchval(_IDENTITY))
+        if identity != self.identity:
+            self.identity = identity
+            for hear in self.on_identity:
+                hear(identity)
+
+    @contextmanager
+    def _as_our_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except _UNREACHABLE as error:
+            if isinstance(error, ValueError):  # asyncpg's word for a value that does not fit: our fault, not Postgres's
+                raise
+            self.reachable = False
+            raise Unavailable() from error
+        except _BUSY as error:
+            raise Unavailable("Another writer holds these jobs at the moment.") from error
+
+
+async def _keep_as_it_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """No session state is ever set, so nothing is reset: one round trip less, and transaction poolers agree."""

@@ -1,0 +1,42 @@
+"""Every name in Redis, in one place. Units are part of the name (`_ms`, `_s`)."""
+
+from __future__ import annotations
+
+from binascii import crc_hqx
+from typing import Final
+
+TAGS: Final = 64
+"""All keys of a job share one of this many hash tags, so that they can live on one node of a cluster."""
+
+ENTRY_LIFETIME_ms: Final = 24 * 3_600_000
+"""An entry that nobody refreshes leaves Redis after a day."""
+
+ABSENCE_LIFETIME_ms: Final = 1_000
+"""How long Redis may say "there is no such job"."""
+
+LEASE_LIFETIME_ms: Final = 5_000
+"""How long one reader may be the one that fills an entry."""
+
+UNVERIFIED_AFTER_ms: Final = 60_000
+"""An entry that was not compared with Postgres for this long is read from there first."""
+
+
+def status_key(account_id: int, job_id: str) -> bytes:
+    """Where the ready answer of a job lies."""
+    name = f"{account_id}:{job_id}".encode()
+    return b"jw:{%d}:status:%s" % (crc_hqx(name, 0) % TAGS, name)
+
+
+def job_topic(account_id: int, job_id: str) -> bytes:
+    """Where changes of one job are announced."""
+    return b"jw:job:%d:%s" % (account_id, job_id.encode())
+
+
+def batch_topic(account_id: int, batch_id: str) -> bytes:
+    """Where changes of a batch's jobs are announced."""
+    return b"jw:batch:%d:%s" % (account_id, batch_id.encode())
+
+
+def account_topic(account_id: int) -> bytes:
+    """Where changes of an account's jobs are announced."""
+    return b"jw:account:%d" % account_id

@@ -1,0 +1,59 @@
+"""The outbox: commits that Redis may not have heard of yet. The triggers write a row; it goes once Redis knows."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import asyncpg
+
+from service.stores.connections import Connection, Postgres
+from service.stores.queries import load
+
+_SQL: Final = load("outbox_table")
+
+
+class OutboxTable:
+    """Rows are named by the transaction that wrote them (`xid`)."""
+
+    def __init__(self, postgres: Postgres) -> None:
+        self._postgres = postgres
+        self._told: set[str] = set()
+
+    def settle(self, xid: str) -> None:
+        """Redis has heard of this commit; its row goes with the next `sweep`."""
+        self._told.add(xid)
+
+    async def sweep(self) -> None:
+        """Deletes the rows that were settled, in one statement. Raises Unavailable and keeps them for next time."""
+        told, self._told = self._told, set()
+        if not told:
+            return
+        try:
+            await self._postgres.execute(_SQL["settle"], list(told))
+        except BaseException:
+            self._told |= told
+            raise
+
+    async def claim_overdue(
+        self, connection: Connection[asyncpg.Record], most: int
+    ) -> dict[str, list[tuple[int, str]]]:
+        """Rows older than a second, locked until the transaction ends: xid -> jobs as (account id, job id)."""
+        rows = await connection.fetch(_SQL["claim_overdue"], most)
+        return {row["xid"]: list(zip(row["accounts"], row["jobs"], strict=True)) for row in rows}
+
+    async def delete(self, connection: Connection[asyncpg.Record], xids: list[str]) -> None:
+        """Deletes rows inside the transaction that claimed them."""
+        await connection.execute(_SQL["settle"], xids)
+
+    async def now(self) -> datetime:
+        """The database's clock."""
+        row = await self._postgres.fetchrow(_SQL["now"])
+        assert row is not None
+        at: datetime = row["now"]
+        return at
+
+    async def holds_older_than(self, moment: datetime) -> bool:
+        """Whether a commit from before `moment` (by the database's clock) is still untold."""
+        row = await self._postgres.fetchrow(_SQL["any_older"], moment)
+        return row is None or bool(row["waiting"])

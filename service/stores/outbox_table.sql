@@ -1,0 +1,15 @@
+-- name: settle
+-- Commits that Redis has heard of.
+delete from outbox where xid = any ($1::text[]::xid8[]);
+
+-- name: claim_overdue
+-- Commits that nobody told Redis of within a second, oldest first; two processes never take the same.
+select xid::text as xid, accounts, jobs from outbox where at < clock_timestamp() - interval '1 second' order by at limit $1 for update skip locked;
+
+-- name: now
+-- The database's clock, by which the ages of outbox rows are measured.
+select clock_timestamp() as now;
+
+-- name: any_older
+-- Whether a commit from before a moment still waits.
+select exists (select from outbox where at < $1) as waiting;
