@@ -63,9 +63,7 @@ async def soon(event: asyncio.Event) -> None:
 
 async def echoes(pipe: RedisPipe, words: list[str]) -> bool:
     """Whether each question gets its own answer."""
-    return await asyncio.gather(*(pipe.command("ECHO", word) for word in words)) == [
-        w.encode() for w in words
-    ]
+    return await asyncio.gather(*(pipe.command("ECHO", word) for word in words)) == [w.encode() for w in words]
 
 
 def refused_at_once(pipe: RedisPipe) -> bool:
@@ -156,9 +154,7 @@ async def test_cancelled_callers_shift_nothing(open_pipe: OpenPipe, double: Scri
     assert await echoes(pipe, ["after"])
 
 
-async def test_absent_redis_is_no_error_and_is_found_later(
-    open_pipe: OpenPipe, tmp_path: Path, double: Script
-) -> None:
+async def test_absent_redis_is_no_error_and_is_found_later(open_pipe: OpenPipe, tmp_path: Path, double: Script) -> None:
     port = free_port()
     pipe = await open_pipe(f"redis://127.0.0.1:{port}", scripts=[double])
     came_up, built = heard(pipe.on_up), asyncio.Event()
@@ -181,9 +177,7 @@ async def test_frozen_server_costs_one_deadline_once(open_pipe: OpenPipe, frozen
     clock = asyncio.get_running_loop().time
     with frozen():
         asked_at = clock()
-        answers = await asyncio.gather(
-            *(pipe.command("ECHO", "old") for _ in range(50)), return_exceptions=True
-        )
+        answers = await asyncio.gather(*(pipe.command("ECHO", "old") for _ in range(50)), return_exceptions=True)
         took_s = clock() - asked_at
         assert [type(answer) for answer in answers] == [RedisAway] * 50
         assert DEADLINE_s * 0.8 <= took_s < DEADLINE_s + 0.1
@@ -256,9 +250,7 @@ async def test_who_we_are(open_pipe: OpenPipe, admin: Redis, redis_server: Serve
 
 async def test_unix_socket(open_pipe: OpenPipe, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    server = await asyncio.to_thread(
-        start_redis, tmp_path, durable=False, options=("--unixsocket", str(path))
-    )
+    server = await asyncio.to_thread(start_redis, tmp_path, durable=False, options=("--unixsocket", str(path)))
     try:
         pipe = await open_pipe(f"unix://{path}?db=2")
         assert await echoes(pipe, ["through a file"])

@@ -23,11 +23,11 @@ from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import (
     MISS_OF_ANOTHER,
     NOTHING_NEWER,
-    PUT_TRIES_FOR_s,
     UNVERIFIED_AS_HELD,
     Change,
     Miss,
     Newer,
+    PUT_TRIES_FOR_s,
     StatusCache,
     Unverified,
 )
@@ -132,8 +132,9 @@ async def filled(cache: StatusCache, ready: Ready) -> None:
 
 async def entry(admin: Redis, key: bytes = KEY) -> Ready | Literal["lease"] | None:
     """What lies under a status key, whatever its life."""
-    value: bytes | None = await admin.get(key)
-    if value is None or value.startswith(b"?"):
+    value = await admin.getrange(key, 0, -1)
+    assert isinstance(value, bytes)
+    if not value or value.startswith(b"?"):
         return "lease" if value else None
     return decode_ready(int(value[8:23]), value[36:])
 
@@ -202,9 +203,7 @@ async def test_a_ready_answer_survives_the_trip(cache: StatusCache) -> None:
 @pytest.mark.parametrize(
     "absence", [NEVER_THERE, GONE, Absence("forbidden"), Absence("expired", "2024-01-15T10:30:00.000Z")]
 )
-async def test_an_absence_is_told_whatever_is_held(
-    cache: StatusCache, admin: Redis, absence: Absence
-) -> None:
+async def test_an_absence_is_told_whatever_is_held(cache: StatusCache, admin: Redis, absence: Absence) -> None:
     await filled(cache, absence)
     assert await cache.read(JOB, 0) == Newer(absence)
     assert await cache.read(JOB, 9) == Newer(absence)
@@ -256,18 +255,14 @@ async def test_a_cancelled_reader_cancels_nobody(cache: StatusCache) -> None:
 
 async def test_an_error_reply_is_redis_away_for_the_whole_turn(cache: StatusCache, admin: Redis) -> None:
     await admin.lpush(KEY, "not a string")
-    readings = await asyncio.gather(
-        cache.read(JOB, 0), cache.read((ACCOUNT, "other"), 0), return_exceptions=True
-    )
+    readings = await asyncio.gather(cache.read(JOB, 0), cache.read((ACCOUNT, "other"), 0), return_exceptions=True)
     assert [type(reading) for reading in readings] == [RedisAway, RedisAway]
     assert cache.redis_errors == 1
 
 
 async def test_a_lost_connection_is_redis_away_for_the_whole_turn(cache: StatusCache, frozen: Frozen) -> None:
     with frozen():
-        readings = await asyncio.gather(
-            *(cache.read((ACCOUNT, str(n)), 0) for n in range(3)), return_exceptions=True
-        )
+        readings = await asyncio.gather(*(cache.read((ACCOUNT, str(n)), 0) for n in range(3)), return_exceptions=True)
         assert [type(reading) for reading in readings] == [RedisAway] * 3
         with pytest.raises(RedisAway):
             await cache.read(JOB, 0)
@@ -332,9 +327,7 @@ async def test_a_put_clears_an_entry_of_another_life(
     assert await heard(ears) == [b"version 4"] * len(TOPICS)
 
 
-async def test_redis_restarted_on_old_data_is_another_life(
-    start_process: StartProcess, tmp_path: Path
-) -> None:
+async def test_redis_restarted_on_old_data_is_another_life(start_process: StartProcess, tmp_path: Path) -> None:
     def start(port: int | None = None) -> Server:
         return start_redis(tmp_path, durable=True, port=port)
 
@@ -406,9 +399,7 @@ async def test_without_a_known_postgres_nothing_is_read_or_put(start_process: St
 # --- rule 3: a miss leaves a lease, a fill needs it --------------------------------------------------------------------
 
 
-async def test_one_reader_gets_the_lease(
-    start_process: StartProcess, cache: StatusCache, admin: Redis
-) -> None:
+async def test_one_reader_gets_the_lease(start_process: StartProcess, cache: StatusCache, admin: Redis) -> None:
     other = (await start_process()).cache
     token = await lease_of(cache)
     assert 0 < await admin.pttl(KEY) <= 5_000
@@ -485,9 +476,7 @@ async def test_a_put_plants_nothing_and_announces(cache: StatusCache, admin: Red
     assert await heard(ears) == [b"version 2"] * len(TOPICS) + [b"version 3"] * len(TOPICS)
 
 
-async def test_a_deletion_leaves_nothing_and_announces(
-    cache: StatusCache, admin: Redis, ears: PubSub
-) -> None:
+async def test_a_deletion_leaves_nothing_and_announces(cache: StatusCache, admin: Redis, ears: PubSub) -> None:
     await filled(cache, answer(9))
     assert await cache.put([deleted(3)])
     assert await entry(admin) is None
@@ -519,9 +508,7 @@ async def test_many_changes_at_once(cache: StatusCache, admin: Redis, ears: PubS
     topics = [TOPICS[: n % 3] for n in range(250)]
     assert await cache.put([changed(n + 2, job[1], topics[n]) for n, job in enumerate(jobs)])
     assert await calls_of(admin, "evalsha") == 3
-    assert await asyncio.gather(*(cache.read(job, 0) for job in jobs)) == [
-        Newer(answer(n + 2)) for n in range(250)
-    ]
+    assert await asyncio.gather(*(cache.read(job, 0) for job in jobs)) == [Newer(answer(n + 2)) for n in range(250)]
     told = [b"version %d" % (n + 2) for n in range(250) for _ in topics[n]]
     assert sorted(await heard(ears)) == sorted(told)
     assert await cache.put([])
@@ -687,9 +674,7 @@ Step = tuple[str, int]
 
 STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.tuples(
-        st.sampled_from(
-            ("commit", "commit", "delete", "put", "put", "miss", "look", "fill", "verify", "evict")
-        ),
+        st.sampled_from(("commit", "commit", "delete", "put", "put", "miss", "look", "fill", "verify", "evict")),
         st.integers(0, 3),
     ),
     max_size=30,
@@ -840,7 +825,5 @@ async def test_no_poll_is_older_than_what_was_acknowledged(
 
     writers = [asyncio.create_task(write(job_id, which)) for job_id in jobs for which in (0, 1)]
     async with asyncio.timeout(20):
-        await asyncio.gather(
-            *writers, evict(), *(read(job_id, which) for job_id in jobs for which in (0, 1, 0, 1))
-        )
+        await asyncio.gather(*writers, evict(), *(read(job_id, which) for job_id in jobs for which in (0, 1, 0, 1)))
     assert polls > 500
