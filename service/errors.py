@@ -14,10 +14,14 @@ class JobwireError(Exception):
 
     error_type: ClassVar[str]
     suggestions: ClassVar[tuple[str, ...]] = ()
+    problem_type: ClassVar[str] = ""
+    """The `type` of the problem where the field has a registered one."""
 
     def __init__(self, detail: str | None = None, *, message: str | None = None, **details: Any) -> None:
         """`detail` is the sentence for this case, `message` the one inside `details` (the same unless given)."""
         self.detail = detail or (type(self).__doc__ or "").strip()
+        self.headers: dict[str, str] = {}
+        self.members: dict[str, Any] = {}  # further members of the problem
         self.details: dict[str, Any] = {"error_type": self.error_type, "message": message or self.detail, **details}
         super().__init__(self.detail)
 
@@ -222,6 +226,29 @@ class IdempotencyInFlight(JobwireError):
 
     error_type = "idempotency_in_flight"
     suggestions = ("Send the request again after a moment.",)
+
+
+class RateLimited(JobwireError):
+    """Too many requests."""
+
+    error_type = "rate_limited"
+    problem_type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    suggestions = (
+        "Wait as long as Retry-After says.",
+        "Follow the job with GET /jobs/{id}/events, or poll with If-None-Match: an unchanged job is free.",
+    )
+
+    def __init__(self, policy: str, most: int, window_s: int, retry_after_s: int) -> None:
+        super().__init__(f"More than {most} requests in {window_s} s under the policy {policy}", policy=policy)
+        self.members["violated-policies"] = [policy]
+        self.headers["Retry-After"] = str(retry_after_s)
+
+
+class TooManyStreams(JobwireError):
+    """This key has as many open streams as it may."""
+
+    error_type = "too_many_streams"
+    suggestions = ("Close streams that nobody reads.", "Follow a batch or several jobs in one stream.")
 
 
 class Unavailable(JobwireError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -19,13 +19,14 @@ _LONGEST_KEY = 200
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The owner of a valid key: its account, what it may do and until when."""
+    """The owner of a valid key: its account, what it may do, until when, and the limits that are its own."""
 
     account_id: int
     account: str
     key_id: str
     scopes: frozenset[str]
     expires_at: datetime | None = None
+    limits: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def mint_key() -> str:

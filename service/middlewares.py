@@ -43,6 +43,8 @@ STATUS_TABLE: Final[Mapping[type[JobwireError], tuple[int, str]]] = {
     errors.ExpectationFailed: (417, "Expectation failed"),
     errors.ValidationFailed: (422, "Validation failed"),
     errors.IdempotencyMismatch: (422, "Idempotency key reused"),
+    errors.RateLimited: (429, "Too many requests"),
+    errors.TooManyStreams: (429, "Too many streams"),
     errors.Internal: (500, "Internal error"),
     errors.Unavailable: (503, "Service unavailable"),
 }
@@ -114,7 +116,7 @@ def problem(request: web.BaseRequest, error: JobwireError, request_id: str) -> w
     """The answer that carries RFC 9457 and both older documented shapes."""
     status, title = STATUS_TABLE[type(error)]
     body = {
-        "type": f"urn:jobwire:error:{error.error_type}",
+        "type": error.problem_type or f"urn:jobwire:error:{error.error_type}",
         "title": title,
         "status": status,
         "detail": error.detail,
@@ -123,6 +125,7 @@ def problem(request: web.BaseRequest, error: JobwireError, request_id: str) -> w
         "details": error.details,
         "suggestions": list(error.suggestions),
         "request_id": request_id,
+        **error.members,
     }
     response = web.Response(body=_dumps(body), status=status, content_type="application/problem+json")
     response.headers["Cache-Control"] = "no-store"
@@ -131,6 +134,7 @@ def problem(request: web.BaseRequest, error: JobwireError, request_id: str) -> w
 
 
 def _add_what_the_status_asks_for(response: web.Response, error: JobwireError) -> None:
+    response.headers.update(error.headers)
     if isinstance(error, errors.Unauthorized):
         response.headers["WWW-Authenticate"] = 'Bearer realm="jobwire"'
     if isinstance(error, errors.MethodNotAllowed) and "allowed" in error.details:

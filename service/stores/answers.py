@@ -8,7 +8,7 @@ import orjson
 
 from schemas.shapes import shape_a, shape_b
 from service.job import Job, epoch_ms
-from service.stores.event_channel import message_of, topics_of
+from service.stores.event_channel import DELETED, Notice
 from service.stores.ready import ReadyAnswer
 from service.stores.status_cache import Change
 
@@ -28,28 +28,31 @@ def ready_answer(job: Job) -> ReadyAnswer:
     )
 
 
-def change_of(job: Job, answer: ReadyAnswer) -> Change:
-    """What Redis is told when a job was created or changed."""
-    return Change(
+def notice_of(job: Job, answer: ReadyAnswer) -> Notice:
+    """What is announced when a job was created or changed."""
+    return Notice(
         job.account_id,
         job.id,
         job.version,
-        answer,
-        topics_of(job.account_id, job.id, job.batch_id),
-        message_of(job.account_id, job.id, job.version, job.status, job.batch_id, job.tags, answer.shape_a),
+        job.status,
+        answer.changed_ms,
+        job.stalled,
+        job.batch_id,
+        job.tags,
+        answer.shape_a,
     )
+
+
+def change_of(job: Job, answer: ReadyAnswer) -> Change:
+    """What Redis is told when a job was created or changed."""
+    notice = notice_of(job, answer)
+    return Change(job.account_id, job.id, job.version, answer, notice.topics, notice.encode())
 
 
 def deletion_of(account_id: int, job_id: str, version: int, batch_id: str | None) -> Change:
     """What Redis is told when a job was removed; `version` is its tombstone's."""
-    return Change(
-        account_id,
-        job_id,
-        version,
-        None,
-        topics_of(account_id, job_id, batch_id),
-        message_of(account_id, job_id, version, "deleted", batch_id, (), b""),
-    )
+    notice = Notice(account_id, job_id, version, DELETED, 0, False, batch_id, [], b"")
+    return Change(account_id, job_id, version, None, notice.topics, notice.encode())
 
 
 def _pace(job: Job) -> int:

@@ -167,6 +167,16 @@ class JobTable:
         rows = await self._postgres.fetch(_SQL["read"], [key[0] for key in keys], [key[1] for key in keys])
         return [_job(row) if row["absence"] is None else _absence(row) for row in rows]
 
+    async def versions(self, keys: Sequence[tuple[int, str]]) -> list[int | None]:
+        """The versions of jobs, in the order asked; None where there is no such job."""
+        rows = await self._postgres.fetch(_SQL["versions"], [key[0] for key in keys], [key[1] for key in keys])
+        return [row["version"] for row in rows]
+
+    async def public_account(self, job_id: str) -> int | None:
+        """The account of a public job; None where no public job has this id."""
+        row = await self._postgres.fetchrow(_SQL["public_account"], job_id)
+        return row["account_id"] if row else None
+
     async def result(self, account_id: int, job_id: str) -> StoredResult | None:
         """The stored result of a job, or None."""
         row = await self._postgres.fetchrow(_SQL["result"], account_id, job_id)

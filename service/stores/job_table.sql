@@ -29,6 +29,16 @@ from unnest($1::int[], $2::text[]) with ordinality k(account, job_id, n)
   left join lateral (select * from tombstones where j.id is null and account_id = k.account and id = k.job_id limit 1) t on true
 order by k.n;
 
+-- name: versions
+-- Only the versions of any number of jobs, in the order asked; null where there is none.
+select k.n, j.version from unnest($1::int[], $2::text[]) with ordinality k(account, job_id, n)
+  left join lateral (select version from jobs where account_id = k.account and id = k.job_id limit 1) j on true
+order by k.n;
+
+-- name: public_account
+-- Whose public job this is; ids of public jobs are random, so no two accounts have the same.
+select account_id from jobs where id = $1 and public limit 1;
+
 -- name: write_result
 -- The bytes of a result, before its job is locked. They count only once a job points to them.
 insert into results (content_type, digest, body) values ($1, $2, $3) returning id;

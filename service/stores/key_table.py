@@ -75,7 +75,7 @@ class KeyTable:
 
 
 def _caller(row: Record) -> Caller:
-    return Caller(row["account_id"], row["account"], row["key_id"], frozenset(row["scopes"]), row["expires_at"])
+    return Caller(row["account_id"], row["account"], row["key_id"], frozenset(row["scopes"]), row["expires_at"], orjson.loads(row["limits"]))
 
 
 def _listed(row: Record) -> ListedKey:

@@ -1,6 +1,6 @@
 -- name: still_valid
 -- $1 hashes. Who calls with each of these keys; a key that is unknown, revoked or expired has no row.
-select k.hash, k.account_id, a.name as account, k.id as key_id, k.scopes, k.expires_at
+select k.hash, k.account_id, a.name as account, k.id as key_id, k.scopes, k.expires_at, k.limits
 from keys k join accounts a on a.id = k.account_id
 where k.hash = any ($1::bytea[]) and k.revoked_at is null and (k.expires_at is null or k.expires_at > clock_timestamp());
 

@@ -40,3 +40,15 @@ def batch_topic(account_id: int, batch_id: str) -> bytes:
 def account_topic(account_id: int) -> bytes:
     """Where changes of an account's jobs are announced."""
     return b"jw:account:%d" % account_id
+
+
+def limit_key(whose: str, policy: str) -> bytes:
+    """Where the rolling window of a key or an address lies."""
+    return f"jw:{{{whose}}}:limit:{policy}".encode()
+
+
+PROCESSES_KEY: Final = b"jw:processes"
+"""A sorted set of web processes by when they were last alive (Redis's Unix time, s)."""
+
+HOME_TOPIC: Final = b"jw:home"
+"""A channel that every process listens to, so that its connection always has one; nothing is announced there yet."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,9 @@ from typing import Any, Final, NamedTuple, Self, cast
 
 import hiredis
 import structlog
-from redis.asyncio.connection import SSLConnection, parse_url
 
 from service.errors import RedisAway
+from service.stores.redis_address import Argument, RedisAddress
 
 HANDSHAKE_s: Final = 1.0
 """How long connecting, introducing ourselves and loading the scripts may take together."""
@@ -30,7 +29,6 @@ HANDSHAKE_s: Final = 1.0
 LAST_LOOK_s: Final = 0.002
 """After a deadline the loop reads its sockets once more: perhaps the loop was busy and not Redis."""
 
-Argument = bytes | str | int
 _Unknown = tuple[str, bytes, tuple[Argument, ...]]
 """What to ask instead should Redis not know a script: EVAL, its source, and the rest of the command."""
 
@@ -38,7 +36,7 @@ OnUp = Callable[[Mapping[str, str]], None]
 OnDown = Callable[[], None]
 
 # hiredis' stub describes the command as a tuple of one element.
-_pack: Final = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)
+pack: Final = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)
 _NOT_YET: Final = object()
 _log = structlog.get_logger(__name__)
 
@@ -80,7 +78,7 @@ class RedisPipe:
         on_down: OnDown | None = None,
     ) -> None:
         """`url` as redis-py takes it: redis://, rediss:// or unix://. Raises ValueError for any other."""
-        self._address = _Address.read(url)
+        self._address = RedisAddress.read(url)
         self._deadline_s = deadline_s
         self._probe_every_s = probe_every_s
         self._scripts = tuple(scripts)
@@ -301,7 +299,7 @@ class _Connection(asyncio.Protocol):
             self.drop(_reason(error))
 
     def _line_up(self, words: tuple[Argument, ...], answer: asyncio.Future[Any], unknown: _Unknown | None) -> None:
-        self._unsent.append(_pack(words))
+        self._unsent.append(pack(words))
         self._waiting.append(_Asked(answer, self._loop.time(), unknown))
         if self._timer is None and self.deadline_s is not None:
             self._timer = self._loop.call_later(self.deadline_s, self._look_at_oldest)
@@ -341,51 +339,6 @@ class _Connection(asyncio.Protocol):
             self.drop(f"no answer within {self.deadline_s} s")
         else:
             self._look_at_oldest()
-
-
-@dataclass(frozen=True, slots=True)
-class _Address:
-    """Where Redis listens, and who we are there. With `path`, a unix socket's, host and port mean nothing."""
-
-    host: str
-    port: int
-    path: str
-    tls: ssl.SSLContext | None = field(repr=False)
-    username: str
-    password: str = field(repr=False)
-    db: int
-
-    @classmethod
-    def read(cls, url: str) -> Self:
-        parts: dict[str, Any] = dict(parse_url(url))
-        return cls(
-            host=parts.get("host", "localhost"),
-            port=parts.get("port", 6379),
-            path=parts.get("path", ""),
-            tls=_tls(parts) if parts.get("connection_class") is SSLConnection else None,
-            username=parts.get("username", ""),
-            password=parts.get("password", ""),
-            db=parts.get("db", 0),
-        )
-
-    async def connect(self, connection: _Connection) -> None:
-        """Raises OSError."""
-        loop = asyncio.get_running_loop()
-        if self.path:
-            await loop.create_unix_connection(lambda: connection, self.path)
-        else:
-            await loop.create_connection(lambda: connection, self.host, self.port, ssl=self.tls)
-
-    def introductions(self) -> list[tuple[Argument, ...]]:
-        """The commands that must come first."""
-        auth = ("AUTH", self.username, self.password) if self.username else ("AUTH", self.password)
-        return [*([auth] if self.password else []), *([("SELECT", self.db)] if self.db else [])]
-
-
-def _tls(parts: Mapping[str, Any]) -> ssl.SSLContext:
-    """As redis-py reads `ssl_cert_reqs`, `ssl_ca_certs` and the rest, so that pub/sub and this pipe agree."""
-    asked = {name: value for name, value in parts.items() if name.startswith("ssl_")}
-    return SSLConnection(**asked).ssl_context.get()
 
 
 def _read_info(reply: bytes) -> dict[str, str]:

@@ -27,7 +27,8 @@ from service.stores.keys import (
     status_key,
 )
 from service.stores.ready import ANSWER_SHAPE, Absence, JobKey, Ready, ReadyAnswer, decode_ready, version_of
-from service.stores.redis_pipe import Argument, RedisError, RedisPipe, Script
+from service.stores.redis_address import Argument
+from service.stores.redis_pipe import RedisError, RedisPipe, Script
 
 PUT_TRIES_FOR_s: Final = 0.5
 """How long a writer tries to tell Redis before it acknowledges with a warning instead."""

@@ -1,0 +1,1 @@
+"""Following a job instead of polling it: server-sent events."""

@@ -1,0 +1,108 @@
+"""One reader's stream: the newest state of its job, as fast as its socket takes it, and never a backlog."""
+
+from __future__ import annotations
+
+import asyncio
+from random import uniform
+from typing import Final
+
+from service.job import FINISHED
+from service.stores.event_channel import DELETED, Notice
+from service.streaming.frames import COMMENT, event_frame
+
+LIFETIME_s: Final = 600.0
+QUIET_FOR_s: Final = 12.0
+"""A comment is due after this long without a word; the contract says 15."""
+STUCK_FOR_s: Final = 10.0
+"""A reader whose socket takes nothing for this long is closed."""
+BUFFER_bytes: Final = 64 * 1024
+
+
+class JobStream:
+    """A follower that writes. It keeps one slot, the latest change; only a finished state is never overwritten.
+
+    `ended` is set when there is nothing more to write; `attention` when the job must be read anew.
+    """
+
+    def __init__(self, transport: asyncio.Transport, key_id: str) -> None:
+        self.key_id = key_id
+        self.version = 0
+        self.ended = False
+        self.attention = asyncio.Event()
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._slots: list[Notice] = []
+        self._sent_status: str | None = None
+        self._sent_stalled = False
+        self._wrote_at = self._loop.time()
+        self._blocked_since: float | None = None
+        self._ends_at = self._wrote_at + LIFETIME_s * uniform(0.9, 1.1)  # noqa: S311
+
+    def knows(self, notice: Notice) -> None:
+        """The reader has this state already: nothing is written."""
+        self.version = notice.version
+        self._sent_status, self._sent_stalled = notice.status, notice.stalled
+
+    def hear(self, notice: Notice) -> None:
+        """A change; an older one than was heard before says nothing new."""
+        if notice.version <= self.version or self.ended:
+            return
+        self.version = notice.version
+        if self._slots and self._slots[-1].status not in FINISHED:
+            self._slots[-1] = notice
+        else:  # a deletion, and a retry, wait behind a finished state that was not sent yet
+            self._slots.append(notice)
+        self.flush()
+
+    def resync(self) -> None:
+        """Something may have been missed: whoever holds the stream reads the job."""
+        self.attention.set()
+
+    def flush(self) -> None:
+        """Writes what the socket takes."""
+        while self._slots and self._takes_more():
+            notice = self._slots.pop(0)
+            self._write(event_frame(notice, self._name_of(notice), self._sent_status))
+            self._sent_status, self._sent_stalled = notice.status, notice.stalled
+            if notice.status in FINISHED or notice.status == DELETED:
+                self.end()
+
+    def end(self, last_words: bytes = b"") -> None:
+        """Ends the stream cleanly."""
+        if not self.ended:
+            if last_words and not self._transport.is_closing():
+                self._write(last_words)
+            self.ended = True
+            self.attention.set()
+
+    def tick(self, now: float) -> None:
+        """Looked at from time to time by one timer for all streams."""
+        if self._transport.is_closing() or now >= self._ends_at:
+            self.end()
+        elif self._slots:
+            self.flush()
+            if self._blocked_since is not None and now - self._blocked_since > STUCK_FOR_s:
+                self._transport.abort()
+                self.end()
+        elif now - self._wrote_at >= QUIET_FOR_s and self._takes_more():
+            self._write(COMMENT)
+
+    def _takes_more(self) -> bool:
+        takes = not self.ended and self._transport.get_write_buffer_size() <= BUFFER_bytes
+        if takes:
+            self._blocked_since = None
+        elif self._blocked_since is None:
+            self._blocked_since = self._loop.time()
+        return takes
+
+    def _write(self, frame: bytes) -> None:
+        """Straight into the transport: the response's own writer awaits, and a hub cannot."""
+        self._transport.write(frame)
+        self._wrote_at = self._loop.time()
+
+    def _name_of(self, notice: Notice) -> str:
+        if notice.status == DELETED:
+            return "deleted"
+        if notice.status != self._sent_status:
+            return "status"
+        return "stalled" if notice.stalled != self._sent_stalled else "progress"
