@@ -22,7 +22,7 @@ from service.settings import BadSettings, Settings
 from service.stores.account_table import ACCOUNT_NAME, Account, AccountTable
 from service.stores.connections import Postgres
 from service.stores.key_table import KeyTable, ListedKey
-from service.stores.migrate import MigrationFailed, migrate, tables_needed
+from service.stores.migrate import MigrationFailed, migrate
 
 T = TypeVar("T")
 
@@ -330,8 +330,7 @@ async def _with_postgres(settings: Settings, work: Callable[[Postgres], Awaitabl
     await postgres.open()
     try:
         await _connect(postgres)
-        with tables_needed():
-            return await work(postgres)
+        return await work(postgres)
     finally:
         await postgres.close()
 

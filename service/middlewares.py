@@ -83,6 +83,7 @@ def request_middleware(ids: RequestIds, *, access_log: bool) -> Any:
             response = await handler(request)
         except Exception as error:
             response = problem(request, as_our_error(error, request, request_id), request_id)
+            _end_with_a_broken_body(request, response)
         response.headers["X-Request-Id"] = request_id
         if access_log:
             _write_access_log(request, response, request_id, time.perf_counter() - started)
@@ -120,7 +121,7 @@ def problem(request: web.BaseRequest, error: JobwireError, request_id: str) -> w
         "title": title,
         "status": status,
         "detail": error.detail,
-        "instance": request.path,
+        "instance": request.rel_url.raw_path,
         "error": title,
         "details": error.details,
         "suggestions": list(error.suggestions),
@@ -131,6 +132,13 @@ def problem(request: web.BaseRequest, error: JobwireError, request_id: str) -> w
     response.headers["Cache-Control"] = "no-store"
     _add_what_the_status_asks_for(response, error)
     return response
+
+
+def _end_with_a_broken_body(request: web.Request, response: web.Response) -> None:
+    """Where a body broke off nobody knows where the next request begins: the connection ends with this answer."""
+    if request.content.exception() is not None:
+        request.content.feed_eof()  # aiohttp would read on, for a body that does not come
+        response.force_close()
 
 
 def _add_what_the_status_asks_for(response: web.Response, error: JobwireError) -> None:
@@ -152,7 +160,6 @@ def _dumps(body: dict[str, Any]) -> bytes:
             {
                 **body,
                 "detail": _storable(body["detail"]),
-                "instance": _storable(body["instance"]),
                 "details": {
                     name: _storable(value) if isinstance(value, str) else value
                     for name, value in body["details"].items()

@@ -18,14 +18,23 @@ RESULT_LIMIT: Final = 16 * MiB
 
 
 async def body_bytes(request: web.Request, limit: int) -> bytes:
-    """The whole body. Raises TooLarge beyond `limit` bytes, without reading what lies behind."""
+    """The whole body. Raises TooLarge beyond `limit` bytes, without reading what lies behind.
+
+    Raises Malformed when the body breaks off or makes no sense, UnsupportedMediaType when it is compressed.
+    """
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaType(f"The body must be sent as it is, not with Content-Encoding: {encoding}")
     if request.content_length is not None and request.content_length > limit:
         raise TooLarge(f"The body is larger than {limit // MiB} MiB")
     body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > limit:
-            raise TooLarge(f"The body is larger than {limit // MiB} MiB")
+    try:
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > limit:
+                raise TooLarge(f"The body is larger than {limit // MiB} MiB")
+    except (web.RequestPayloadError, ConnectionError):
+        raise Malformed("The body ended before it was whole") from None
     return bytes(body)
 
 
@@ -100,10 +109,9 @@ def query(request: web.Request, schema: Schema) -> Any:
 
 def if_match(request: web.Request) -> str | None:
     """The ETags of If-Match joined by comma, or `*`, or None when the header is not there. Weak ones never match."""
-    header = request.headers.get("If-Match")
-    if header is None:
+    if "If-Match" not in request.headers:
         return None
-    return ",".join(tag for tag in (part.strip() for part in header.split(",")) if not tag.startswith("W/"))
+    return ",".join(tag for tag in _tags(request, "If-Match") if tag.isascii() and not tag.startswith("W/"))
 
 
 def none_match(request: web.Request, etag: str) -> bool:
@@ -113,7 +121,12 @@ def none_match(request: web.Request, etag: str) -> bool:
         return False
     if header == etag:
         return True
-    return any(part.strip().removeprefix("W/") in (etag, "*") for part in header.split(","))
+    return any(tag.removeprefix("W/") in (etag, "*") for tag in _tags(request, "If-None-Match"))
+
+
+def _tags(request: web.Request, header: str) -> list[str]:
+    """The entity tags of a header, which may stand on several lines. Ours hold no comma."""
+    return [tag.strip() for line in request.headers.getall(header) for tag in line.split(",")]
 
 
 def _named(messages: Any) -> dict[str, Any]:

@@ -29,6 +29,13 @@ class _Connection(web.RequestHandler):
 
     request_ids: RequestIds
 
+    def data_received(self, data: bytes) -> None:
+        """A body that stops making sense ends for whoever reads it: the parser would leave that reader waiting."""
+        super().data_received(data)
+        request = self._current_request
+        if self._messages and request is not None and not request.content.is_eof():
+            request.content.set_exception(web.RequestPayloadError("what followed was not the rest of the body"))
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
@@ -36,7 +43,8 @@ class _Connection(web.RequestHandler):
         if isinstance(exc, LineTooLong):
             return self._refuse(request, Malformed(f"A line of the request is longer than {LONGEST_LINE_bytes} bytes"))
         if status == 400:
-            return self._refuse(request, Malformed((message or "Bad request").partition("\n")[0][:200]))
+            reason = (message or "").partition("\n")[0][:200].rstrip(" :")
+            return self._refuse(request, Malformed(f"The request could not be parsed: {reason or 'bad request'}"))
         return self._refuse(request, exc or RuntimeError(message))
 
     async def finish_response(
@@ -87,6 +95,7 @@ def make_runner(settings: Settings) -> ServiceRunner:
     return ServiceRunner(
         make_app(settings),
         access_log=None,
+        auto_decompress=False,
         keepalive_timeout=KEEP_ALIVE_s,
         shutdown_timeout=SHUTDOWN_s,
     )

@@ -48,7 +48,7 @@ class Settings:
         database_url = env.str("DATABASE_URL", default="")
         settings = cls(
             database_url=database_url,
-            database_direct_url=env.str("DATABASE_DIRECT_URL", default=database_url),
+            database_direct_url=env.str("DATABASE_DIRECT_URL", default="") or database_url,
             redis_url=env.str("REDIS_URL", default=""),
             host=env.str("JOBWIRE_HOST", default="127.0.0.1"),
             port=env.int("JOBWIRE_PORT", default=8080, validate=validate.Range(min=0, max=65535)),

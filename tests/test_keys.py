@@ -15,7 +15,7 @@ from service.identity import READ, WRITE, Caller, key_hash
 from service.stores import key_memory
 from service.stores.account_table import AccountTable
 from service.stores.connections import Postgres
-from service.stores.key_memory import BELIEVED_s, UNUSED_s, KeyMemory
+from service.stores.key_memory import BELIEVED_s, KeyMemory, UNUSED_s
 from service.stores.key_table import KeyTable
 from service.stores.migrate import migrate
 
@@ -85,7 +85,9 @@ def heard(memory: KeyMemory) -> list[str]:
 
 async def test_a_key_itself_is_nowhere_in_the_database(postgres: CountingPostgres, table: KeyTable) -> None:
     _, key = await create(table)
-    names = [row["relname"] for row in await postgres.fetch("select relname from pg_class where relkind = 'r'")]
+    names = [
+        row["t"] for row in await postgres.fetch("select oid::regclass::text as t from pg_class where relkind = 'r'")
+    ]
     assert "keys" in names
     dump = "\n".join([str(row) for name in names for row in await postgres.fetch(f"select t::text from {name} t")])
     assert key_hash(key).hex() in dump
@@ -97,21 +99,20 @@ async def test_a_valid_key_has_a_caller(table: KeyTable) -> None:
     key_id, key = await table.create("acme", [READ], {"poll": "none"}, timedelta(days=90))
     caller = await table.find(key_hash(key))
     assert caller is not None
-    assert (caller.account, caller.key_id, caller.scopes) == ("acme", key_id, {READ})
+    assert (caller.account, caller.key_id, caller.scopes) == ("acme", key_id, frozenset({READ}))
     (listed,) = await table.list("acme")
-    assert caller.expires_at == listed.expires_at == pytest.approx(listed.created_at + timedelta(days=90), abs=ONE_s)
+    assert caller.expires_at == listed.expires_at
+    assert listed.expires_at
+    assert abs(listed.expires_at - listed.created_at - timedelta(days=90)) < timedelta(seconds=1)
     assert (listed.limits, listed.scopes, listed.state) == ({"poll": "none"}, (READ,), "active")
-
-
-ONE_s = timedelta(seconds=1)
 
 
 async def test_keys_of_an_account_share_it(table: KeyTable) -> None:
     keys = [(await create(table, account))[1] for account in ("acme", "acme", "other")]
     first, second, other = [await table.find(key_hash(key)) for key in keys]
-    assert first and second and other
+    assert first is not None and second is not None and other is not None
     assert first.account_id == second.account_id != other.account_id
-    assert [key.account for key in await table.list(None)] == ["acme", "acme", "other"]
+    assert sorted(key.account for key in await table.list(None)) == ["acme", "acme", "other"]
     assert [key.account for key in await table.list("other")] == ["other"]
     assert await table.list("nobody") == []
 
@@ -133,7 +134,7 @@ async def test_only_valid_keys_are_found_in_one_query(postgres: CountingPostgres
     callers = await table.still_valid([key_hash(key) for key in (valid, ends_later, expired, revoked, UNKNOWN)])
     assert postgres.queries == before + 1
     assert callers.keys() == {key_hash(valid), key_hash(ends_later)}
-    assert [key.state for key in await table.list(None)] == ["active", "active", "expired", "revoked"]
+    assert sorted(key.state for key in await table.list(None)) == ["active", "active", "expired", "revoked"]
     for key in (expired, revoked, UNKNOWN):
         assert await table.find(key_hash(key)) is None
 
@@ -265,9 +266,9 @@ async def test_an_expired_key_is_not_known_even_before_the_tick(
     forgotten = heard(memory)
     await memory.find(key)
     await memory.find(other)
-    clock.now += 59
+    clock.now += 20  # and the seconds that have really passed
     assert memory.known(key)
-    clock.now += 1
+    clock.now += 40
     assert memory.known(key) is None
     assert memory.known(other)
     assert forgotten == []
@@ -282,7 +283,9 @@ async def test_an_expired_key_is_not_known_even_before_the_tick(
 
 
 async def set_expired(table: KeyTable, key_id: str) -> None:
-    await table._postgres.execute("update keys set expires_at = clock_timestamp() where id = $1", key_id)
+    await table._postgres.execute(
+        "update keys set expires_at = clock_timestamp() - interval '1 s' where id = $1", key_id
+    )
 
 
 async def test_a_tick_is_a_new_word_from_postgres(table: KeyTable, memory: KeyMemory, clock: Clock) -> None:
@@ -304,7 +307,8 @@ async def test_a_changed_key_is_known_as_it_is_now(
     await postgres.execute("update keys set scopes = '{admin}' where id = $1", key_id)
     await memory.tick()
     caller = memory.known(key)
-    assert caller and caller.scopes == {"admin"}
+    assert caller is not None
+    assert caller.scopes == {"admin"}
 
 
 async def test_an_unused_key_leaves_memory_but_stays_valid(table: KeyTable, memory: KeyMemory, clock: Clock) -> None:
@@ -319,7 +323,7 @@ async def test_an_unused_key_leaves_memory_but_stays_valid(table: KeyTable, memo
     assert len(memory) == 1
     assert memory.known(used)
     assert forgotten == []
-    assert await memory.find(unused)
+    assert (await memory.find(unused)).account == "acme"
 
 
 async def test_memory_is_bounded(table: KeyTable, memory: KeyMemory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,12 @@ _UNREACHABLE = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+_NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError)
 _BUSY = (asyncpg.LockNotAvailableError, asyncpg.exceptions.TransactionRollbackError)
 
 _IDENTITY = """
-select system_identifier || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) from pg_control_system()
+select concat_ws(':', system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), d.oid)
+from pg_control_system(), pg_database d where d.datname = current_database()
 """
 _DURABILITY = """
 select name from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit') and setting = 'off'
@@ -38,7 +40,7 @@ select name from pg_settings where name in ('fsync', 'full_page_writes', 'synchr
 class Postgres:
     """A pool that opens when first used, so that the service starts, and answers from Redis, while Postgres is away.
 
-    `identity` names the cluster and its timeline: it changes when Postgres is restored or fails over.
+    `identity` names the cluster, its timeline and the database: it changes when Postgres is restored or fails over.
     `reachable` is what the last statement found.
     """
 
@@ -128,6 +130,8 @@ class Postgres:
                 raise
             self.reachable = False
             raise Unavailable() from error
+        except _NOT_MIGRATED as error:
+            raise Unavailable("The database lacks our tables: run `python -m service migrate` first.") from error
         except _BUSY as error:
             raise Unavailable("Another writer holds these jobs at the moment.") from error
 

@@ -9,8 +9,8 @@ import shutil
 import sys
 import time
 from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -74,15 +74,6 @@ async def pending(url: str) -> list[str]:
             return await _lacking(connection)
     except MigrationFailed as error:
         raise Unavailable() from error
-
-
-@contextmanager
-def tables_needed() -> Iterator[None]:
-    """Around statements of the stores: without our tables they raise Unavailable, which says what to do."""
-    try:
-        yield
-    except asyncpg.UndefinedTableError as error:
-        raise Unavailable("The database has no tables yet: run `python -m service migrate` first.") from error
 
 
 def find_dbmate() -> Path:
