@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import orjson
+
 from service.job import COMPLETED, Job, operation_of
 
 
@@ -61,3 +63,26 @@ def _times(job: Job) -> dict[str, str]:
         "expires_at": job.expires_at,
     }
     return {name: rfc3339(at) for name, at in known.items() if at is not None}
+
+
+PUBLIC_FIELDS = (
+    "id",
+    "job_id",
+    "status",
+    "type",
+    "operation",
+    "created_at",
+    "updated_at",
+    "started_at",
+    "completed_at",
+    "expires_at",
+    "progress",
+    "version",
+)
+"""What anybody may read of a public job, in either shape."""
+
+
+def reduced(body: bytes) -> bytes:
+    """A shape, as bytes, without what only the account may read."""
+    shape = orjson.loads(body)
+    return orjson.dumps({name: shape[name] for name in PUBLIC_FIELDS if name in shape})

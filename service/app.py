@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 from aiohttp import web
 
 from service.authentication import Door
-from service.errors import Unavailable
+from service.errors import RedisAway, Unavailable
 from service.health import Health
+from service.hub import Hub
+from service.limiting.addresses import networks
+from service.limiting.limiter import Limiter
 from service.middlewares import STATUS_OF, RequestIds, request_middleware
 from service.polling.handler import Polling
-from service.polling.operation import ResultReader, StatusReader
+from service.polling.operation import ResultReader, Waiting
 from service.reporting.announcer import Announcer
 from service.reporting.collector import Collector
 from service.reporting.handler import Writing
@@ -25,15 +29,22 @@ from service.requests import RESULT_LIMIT
 from service.routes import routes
 from service.settings import Settings
 from service.stores.connections import Postgres
+from service.stores.event_channel import EventChannel
 from service.stores.job_table import JobTable
 from service.stores.key_memory import KeyMemory
 from service.stores.key_table import KeyTable
+from service.stores.limit_log import LimitLog
 from service.stores.outbox_table import OutboxTable
+from service.stores.public_memory import PublicMemory
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import StatusCache
 from service.stores.status_memory import StatusMemory
+from service.stores.status_reader import StatusReader
+from service.streaming.handler import Streaming
+from service.streaming.operation import Streams
 
 KEYS_CHECKED_EVERY_s: Final = 1.0
+PROCESSES_COUNTED_EVERY_s: Final = 5.0
 
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
 
@@ -43,23 +54,34 @@ _log = structlog.get_logger(__name__)
 def make_app(settings: Settings) -> web.Application:
     """The whole service as one aiohttp application."""
     # stores
+    process = secrets.token_hex(6)
     postgres = Postgres(
         settings.database_url,
         pool_size=settings.pool_size,
         prepared_statements=settings.prepared_statements,
         timeout_s=settings.database_timeout_s,
     )
-    polls = RedisPipe(settings.redis_url, deadline_s=settings.redis_deadline_s, scripts=StatusCache.scripts)
+    polls = RedisPipe(
+        settings.redis_url, deadline_s=settings.redis_deadline_s, scripts=(*StatusCache.scripts, *LimitLog.scripts)
+    )
     puts = RedisPipe(settings.redis_url, deadline_s=settings.redis_deadline_s, scripts=StatusCache.scripts)
-    cache = StatusCache(polls, puts, process_token=secrets.token_hex(6))
+    cache = StatusCache(polls, puts, process_token=process)
     memory = StatusMemory(settings.memory_entries, settings.memory_bytes)
     jobs, outbox = JobTable(postgres), OutboxTable(postgres)
-    keys = KeyMemory(KeyTable(postgres))
+    keys, public = KeyMemory(KeyTable(postgres)), PublicMemory(jobs)
+    channel = EventChannel(settings.redis_url)
+    limit_log = LimitLog(polls)
     postgres.on_identity.append(lambda identity: setattr(cache, "postgres_identity", identity))
     cache.on_new_life.append(memory.clear)
 
-    # rooms
     reader = StatusReader(postgres, jobs, cache, memory)
+
+    # rooms
+    hub = Hub(channel, jobs)
+    limiter = Limiter(limit_log)
+    waiting = Waiting(reader, hub)
+    streams = Streams(hub, reader, most_per_key=settings.max_streams_per_key)
+    keys.forgotten.append(streams.end_of_keys)
     announcer = Announcer(cache, memory, outbox)
     collector = Collector(jobs, announcer)
     gate = Gate(outbox, cache)
@@ -75,8 +97,9 @@ def make_app(settings: Settings) -> web.Application:
     app[REQUEST_IDS] = request_ids
     app.add_routes(
         routes(
-            Door(keys),
-            Polling(reader, ResultReader(jobs, reader)),
+            Door(keys, public, limiter, networks(settings.trusted_proxies)),
+            Polling(reader, ResultReader(jobs, reader), waiting),
+            Streaming(streams),
             Writing(reporting, STATUS_OF),
             Health(postgres, settings.database_url, cache),
         )
@@ -87,7 +110,9 @@ def make_app(settings: Settings) -> web.Application:
         await _warn_of_weak_durability(postgres)
         await polls.start()
         await puts.start()
+        await channel.start()
         yield
+        await channel.close()
         gate.close()
         await collector.close()
         await reader.close()
@@ -96,13 +121,30 @@ def make_app(settings: Settings) -> web.Application:
         await postgres.close()
 
     async def background(app: web.Application) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(relay.run()), asyncio.create_task(_every(KEYS_CHECKED_EVERY_s, keys.tick))]
+        work = [
+            relay.run(),
+            hub.run(),
+            streams.run(),
+            _every(KEYS_CHECKED_EVERY_s, keys.tick),
+            _every(PROCESSES_COUNTED_EVERY_s, count_processes),
+        ]
+        tasks = [asyncio.create_task(each) for each in work]
         yield
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def count_processes() -> None:
+        limiter.tick()
+        with suppress(RedisAway):
+            limiter.processes = await limit_log.count_processes(process)
+
+    async def end_what_is_held(app: web.Application) -> None:
+        streams.end_all()
+        waiting.end_all()
+
     app.cleanup_ctx.extend([stores, background])
+    app.on_shutdown.append(end_what_is_held)
     return app
 
 

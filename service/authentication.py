@@ -1,38 +1,171 @@
-"""The door: no handler runs before it is known who calls and that the key's scopes allow it."""
+"""The door: no handler runs before it is known who calls, that the key's scopes allow it, and that its limit does."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from service.errors import Forbidden, Unauthorized
-from service.identity import Caller, presented_key
+from service.errors import Forbidden, JobwireError, Unauthorized
+from service.identity import READ, WRITE, Caller, presented_key
+from service.job import is_job_id
+from service.limiting.addresses import Network, client_address
+from service.limiting.limiter import Grant, Limiter, refusal
+from service.limiting.policies import FAILED_KEYS, POLICIES, Policy, policy_of
+from service.requests import PREFER
 from service.stores.key_memory import KeyMemory
+from service.stores.public_memory import PublicMemory
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HandlerWithCaller = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
+LIMIT_HEADERS: Final = "limit_headers"
+"""Where a request keeps the headers of its place, for a handler that answers by itself (a stream)."""
+
 
 class Door:
-    """Wraps handlers, so that `routes.py` shows which scope each address needs."""
+    """Wraps handlers, so that `routes.py` shows what each address needs: a scope and a policy of the limiter."""
 
-    def __init__(self, keys: KeyMemory) -> None:
+    def __init__(self, keys: KeyMemory, public: PublicMemory, limiter: Limiter, trusted: Sequence[Network]) -> None:
         self._keys = keys
+        self._public = public
+        self._limiter = limiter
+        self._trusted = trusted
 
-    def needs(self, scope: str) -> Callable[[HandlerWithCaller], Handler]:
-        """Lets in who holds a valid key with `scope`; others get Unauthorized or Forbidden."""
+    def polls(self, handler: HandlerWithCaller, *, public: bool = False) -> Handler:
+        """Reading one job: the place is asked for in the same trip to Redis as the job.
 
-        def wrap(handler: HandlerWithCaller) -> Handler:
-            async def guarded(request: web.Request) -> web.StreamResponse:
-                key = presented_key(request.headers)
-                if key is None:
-                    raise Unauthorized()
-                caller = self._keys.known(key) or await self._keys.find(key)
-                if scope not in caller.scopes:
-                    raise Forbidden(f"This key lacks the scope {scope}", needed_scope=scope)
+        An unchanged answer to If-None-Match takes no place. `public`: without a key, public jobs are open.
+        """
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            caller = self._known(request, READ)
+            if caller is None:
+                if public and presented_key(request.headers) is None:
+                    return await self._without_key(request, handler)
+                caller = await self._find(request, READ)
+            policy = policy_of(caller, "poll")
+            if policy is None:
                 return await handler(request, caller)
+            if PREFER in request.headers:  # a wait costs its place on arrival
+                return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, policy))
+            if hdrs.IF_NONE_MATCH in request.headers and self._limiter.may_check_freely(caller.key_id, policy):
+                return await self._free_if_unchanged(request, caller, policy, handler)
+            asked = self._limiter.ask(caller.key_id, policy)
+            try:
+                response = await handler(request, caller)
+            except JobwireError as error:
+                raise _with_headers(error, await asked.answer()) from None
+            response.headers.update((await asked.answer()).headers)
+            return response
 
-            return guarded
+        return guarded
 
-        return wrap
+    def reads(self, handler: HandlerWithCaller, policy: str) -> Handler:
+        """Reading anything else: a place first."""
+        return self._after_a_place(handler, READ, policy)
+
+    def writes(self, handler: HandlerWithCaller) -> Handler:
+        """Reporting: a place first."""
+        return self._after_a_place(handler, WRITE, "write")
+
+    def streams(self, handler: HandlerWithCaller, *, public: bool = False) -> Handler:
+        """Following: a place first; its headers are left for the handler, which answers by itself."""
+
+        guarded = self._after_a_place(handler, READ, "stream")
+
+        async def open_to_all(request: web.Request) -> web.StreamResponse:
+            if public and presented_key(request.headers) is None:
+                return await self._without_key(request, handler, "stream")
+            return await guarded(request)
+
+        return open_to_all
+
+    def _after_a_place(self, handler: HandlerWithCaller, scope: str, policy_name: str) -> Handler:
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            caller = self._known(request, scope) or await self._find(request, scope)
+            policy = policy_of(caller, policy_name)
+            if policy is None:
+                return await handler(request, caller)
+            return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, policy))
+
+        return guarded
+
+    async def _free_if_unchanged(
+        self, request: web.Request, caller: Caller, policy: Policy, handler: HandlerWithCaller
+    ) -> web.StreamResponse:
+        """Freshness first; a place only for what is new."""
+        try:
+            response = await handler(request, caller)
+        except JobwireError as error:
+            raise _with_headers(error, await self._limiter.take(caller.key_id, policy)) from None
+        if response.status != 304:
+            response.headers.update((await self._limiter.take(caller.key_id, policy)).headers)
+        return response
+
+    async def _without_key(
+        self, request: web.Request, handler: HandlerWithCaller, policy_name: str = "poll"
+    ) -> web.StreamResponse:
+        """A public job for anybody, limited by the client's address."""
+        address = self._address_of(request)
+        grant = await self._limiter.take(address, POLICIES[policy_name])
+        job_id = request.match_info["job_id"]
+        account_id = await self._public.account_of(job_id) if is_job_id(job_id) else None
+        if account_id is None:
+            raise _with_headers(Unauthorized(), grant)
+        caller = Caller(account_id, "", address, frozenset({READ}), public=True)
+        return await _with_place(request, caller, handler, grant)
+
+    def _known(self, request: web.Request, scope: str) -> Caller | None:
+        """Who calls, if this process knows the key. Raises Unauthorized, Forbidden."""
+        key = presented_key(request.headers)
+        if key is None:
+            return None
+        caller = self._keys.known(key)
+        return _allowed(caller, scope) if caller is not None else None
+
+    async def _find(self, request: web.Request, scope: str) -> Caller:
+        """Who calls. Raises Unauthorized, Forbidden, Unavailable, and RateLimited after many unknown keys."""
+        key = presented_key(request.headers)
+        if key is None:
+            raise Unauthorized()
+        address = self._address_of(request)
+        failed = await self._limiter.look(address, FAILED_KEYS)
+        if not failed.granted:
+            raise refusal(FAILED_KEYS, failed.returns_in_s)
+        try:
+            caller = await self._keys.find(key)
+        except Unauthorized:
+            await self._limiter.take(address, FAILED_KEYS)
+            raise
+        return _allowed(caller, scope)
+
+    def _address_of(self, request: web.Request) -> str:
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        forwarded_for = request.headers.getall("X-Forwarded-For", [])
+        return client_address(peer[0] if peer else None, forwarded_for, self._trusted)
+
+
+async def _with_place(
+    request: web.Request, caller: Caller, handler: HandlerWithCaller, grant: Grant
+) -> web.StreamResponse:
+    request[LIMIT_HEADERS] = grant.headers
+    try:
+        response = await handler(request, caller)
+    except JobwireError as error:
+        raise _with_headers(error, grant) from None
+    if not response.prepared:
+        response.headers.update(grant.headers)
+    return response
+
+
+def _with_headers(error: JobwireError, grant: Grant) -> JobwireError:
+    error.headers |= grant.headers
+    return error
+
+
+def _allowed(caller: Caller, scope: str) -> Caller:
+    if scope not in caller.scopes:
+        raise Forbidden(f"This key lacks the scope {scope}", needed_scope=scope)
+    return caller

@@ -27,6 +27,8 @@ class Caller:
     scopes: frozenset[str]
     expires_at: datetime | None = None
     limits: Mapping[str, str] = field(default_factory=dict, hash=False)
+    public: bool = False
+    """Nobody in particular, who may read a public job's reduced form; `key_id` is then the client's address."""
 
 
 def mint_key() -> str:

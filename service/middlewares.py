@@ -57,6 +57,10 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _log = structlog.get_logger(__name__)
 
 
+REQUEST_ID: Final = "request_id"
+"""Where a request keeps its id, for a handler that answers by itself (a stream)."""
+
+
 class RequestIds:
     """Ids for requests that bring none: random per process, then counted, because a poll cannot afford more."""
 
@@ -77,14 +81,15 @@ def request_middleware(ids: RequestIds, *, access_log: bool) -> Any:
 
     @web.middleware
     async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = ids.of(request)
+        request_id = request[REQUEST_ID] = ids.of(request)
         started = time.perf_counter() if access_log else 0.0
         try:
             response = await handler(request)
         except Exception as error:
             response = problem(request, as_our_error(error, request, request_id), request_id)
             _end_with_a_broken_body(request, response)
-        response.headers["X-Request-Id"] = request_id
+        if not response.prepared:  # a stream has sent its headers already
+            response.headers["X-Request-Id"] = request_id
         if access_log:
             _write_access_log(request, response, request_id, time.perf_counter() - started)
         return response

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
@@ -11,10 +12,34 @@ from marshmallow import Schema, ValidationError
 from service.errors import JobNotFound, Malformed, TooLarge, UnsupportedMediaType, ValidationFailed
 from service.job import is_job_id
 
+PREFER: Final = "Prefer"
+
 MiB: Final = 2**20
 BODY_LIMIT: Final = 1 * MiB
 ARRAY_LIMIT: Final = 8 * MiB
 RESULT_LIMIT: Final = 16 * MiB
+
+
+class Connection(web.RequestHandler):
+    """A client's connection that tells when it is lost: aiohttp lets an idle handler sleep on."""
+
+    __slots__ = ("on_hangup",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.on_hangup: Callable[[], object] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client has gone, or we have closed."""
+        super().connection_lost(exc)
+        if self.on_hangup is not None:
+            self.on_hangup()
+
+
+def on_hangup(request: web.Request, hear: Callable[[], object]) -> None:
+    """Calls `hear` when the connection of `request` is lost while it is handled."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.on_hangup = hear
 
 
 async def body_bytes(request: web.Request, limit: int) -> bytes:
@@ -127,6 +152,15 @@ def none_match(request: web.Request, etag: str) -> bool:
 def _tags(request: web.Request, header: str) -> list[str]:
     """The entity tags of a header, which may stand on several lines. Ours hold no comma."""
     return [tag.strip() for line in request.headers.getall(header) for tag in line.split(",")]
+
+
+def wait_preference(request: web.Request, most_s: int) -> int | None:
+    """N of `Prefer: wait=N` in seconds, at most `most_s`; None where there is none that makes sense (RFC 7240)."""
+    for preference in ",".join(request.headers.getall("Prefer", [])).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait" and value.strip().isdecimal():
+            return min(int(value.strip()[:9]), most_s)
+    return None
 
 
 def _named(messages: Any) -> dict[str, Any]:

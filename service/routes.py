@@ -1,4 +1,4 @@
-"""Every address of the service, and the scope that each needs."""
+"""Every address of the service, what each needs of its caller, and which policy limits it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from aiohttp import web
 
 from service.authentication import Door
 from service.health import Health
-from service.identity import READ, WRITE
 from service.polling.handler import Polling
 from service.reporting.handler import Writing
+from service.streaming.handler import Streaming
 
 
-def routes(door: Door, polling: Polling, writing: Writing, health: Health) -> list[web.RouteDef]:
+def routes(door: Door, polling: Polling, streaming: Streaming, writing: Writing, health: Health) -> list[web.RouteDef]:
     """The table of the service. Literal paths come before `{job_id}`."""
-    reads, writes = door.needs(READ), door.needs(WRITE)
+    polls, reads, streams, writes = door.polls, door.reads, door.streams, door.writes
     return [
         # open
         web.get("/healthz", health.healthz),
         web.get("/readyz", health.readyz),
         # reading
-        web.get("/jobs/{job_id}", reads(polling.job)),
-        web.get("/jobs/{job_id}/status", reads(polling.status)),
-        web.get("/jobs/{job_id}/result", reads(polling.result)),
-        web.get("/jobs/{job_id}/results", reads(polling.result)),
-        web.get("/jobs/{job_id}/history", reads(polling.history)),
+        web.get("/jobs/{job_id}", polls(polling.job, public=True)),
+        web.get("/jobs/{job_id}/status", polls(polling.status, public=True)),
+        web.get("/jobs/{job_id}/result", polls(polling.result)),
+        web.get("/jobs/{job_id}/results", polls(polling.result)),
+        web.get("/jobs/{job_id}/history", reads(polling.history, "bulk")),
+        # following
+        web.get("/jobs/{job_id}/events", streams(streaming.job_events, public=True), allow_head=False),
         # reporting
         web.post("/jobs", writes(writing.create)),
         web.patch("/jobs", writes(writing.report_many)),

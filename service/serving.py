@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import LineTooLong
 from service.app import REQUEST_IDS, make_app
 from service.errors import Malformed
 from service.middlewares import RequestIds, as_our_error, problem
+from service.requests import Connection
 from service.settings import Settings
 
 LONGEST_LINE_bytes: Final = 8190
@@ -24,7 +25,7 @@ SHUTDOWN_s: Final = 10.0
 KEEP_ALIVE_s: Final = 75.0
 
 
-class _Connection(web.RequestHandler):
+class _Connection(Connection):
     """One connection of a client."""
 
     request_ids: RequestIds

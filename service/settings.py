@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,8 @@ class Settings:
     redis_deadline_s: float
     memory_entries: int
     memory_bytes: int
+    max_streams_per_key: int
+    trusted_proxies: tuple[str, ...]
     access_log: bool
     log_level: str
     data_folder: Path
@@ -59,6 +62,8 @@ class Settings:
             redis_deadline_s=env.float("JOBWIRE_REDIS_DEADLINE", default=0.1, validate=validate.Range(min=0.01)),
             memory_entries=env.int("JOBWIRE_MEMORY_ENTRIES", default=200_000, validate=validate.Range(min=1)),
             memory_bytes=env.int("JOBWIRE_MEMORY_BYTES", default=256 * 2**20, validate=validate.Range(min=2**20)),
+            max_streams_per_key=env.int("JOBWIRE_MAX_STREAMS_PER_KEY", default=100, validate=validate.Range(min=1)),
+            trusted_proxies=tuple(env.list("JOBWIRE_TRUSTED_PROXIES", default=[], validate=_each_is_a_network) or ()),
             access_log=env.bool("JOBWIRE_ACCESS_LOG", default=False),
             log_level=env.str("JOBWIRE_LOG_LEVEL", default="info", validate=validate.OneOf(LOG_LEVELS)),
             data_folder=Path(env.str("JOBWIRE_DATA", default=".data")),
@@ -70,6 +75,14 @@ class Settings:
 def _each_is_long(secrets: list[str]) -> None:
     if any(len(secret) < SECRET_LENGTH for secret in secrets):
         raise ValidationError(f"each secret needs at least {SECRET_LENGTH} characters")
+
+
+def _each_is_a_network(written: list[str]) -> None:
+    for one in written:
+        try:
+            ip_network(one.strip())
+        except ValueError as error:
+            raise ValidationError(f"{error}; write addresses or ranges such as 10.0.0.0/8") from error
 
 
 def _raise_all(env: Env, missing: list[str]) -> None:

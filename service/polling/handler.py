@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any, Final
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
 from schemas.requests import HistoryQuerySchema, NothingSchema
-from schemas.shapes import rfc3339
+from schemas.shapes import reduced, rfc3339
 from service.identity import Caller
-from service.polling.operation import ResultReader, StatusReader
-from service.requests import job_id_of, none_match, query
+from service.polling.operation import LONGEST_WAIT_s, ResultReader, Waiting, Waker
+from service.requests import PREFER, job_id_of, none_match, on_hangup, query, wait_preference
 from service.stores.ready import ReadyAnswer
+from service.stores.status_reader import StatusReader
 
 STALE: Final = '110 - "Response is Stale"'
 _SHOWN_INLINE: Final = ("application/json", "text/plain")
@@ -24,21 +25,20 @@ _NOTHING: Final = NothingSchema()
 class Polling:
     """Reads one job in the shapes of the contract."""
 
-    def __init__(self, reader: StatusReader, results: ResultReader) -> None:
+    def __init__(self, reader: StatusReader, results: ResultReader, waiting: Waiting) -> None:
         self._reader = reader
         self._results = results
+        self._waiting = waiting
 
     async def job(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """GET /jobs/{job_id}: shape A, or 304."""
-        _refuse_query(request)
-        answer = await self._reader.read(caller.account_id, job_id_of(request))
-        return self._respond(request, answer, answer.shape_a)
+        answer, waited = await self._read(request, caller)
+        return self._respond(request, answer, reduced(answer.shape_a) if caller.public else answer.shape_a, waited)
 
     async def status(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """GET /jobs/{job_id}/status: shape B, or 304."""
-        _refuse_query(request)
-        answer = await self._reader.read(caller.account_id, job_id_of(request))
-        return self._respond(request, answer, answer.shape_b)
+        answer, waited = await self._read(request, caller)
+        return self._respond(request, answer, reduced(answer.shape_b) if caller.public else answer.shape_b, waited)
 
     async def result(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """GET /jobs/{job_id}/result: the stored bytes. Nothing in them can act in the reader's browser."""
@@ -68,8 +68,20 @@ class Polling:
         body = {"job_id": job_id, "history": [_on_the_wire(change) for change in changes], "has_more": more}
         return web.Response(body=orjson.dumps(body), headers=_json_headers())
 
-    def _respond(self, request: web.Request, answer: ReadyAnswer, body: bytes) -> web.Response:
+    async def _read(self, request: web.Request, caller: Caller) -> tuple[ReadyAnswer, int | None]:
+        """The job, and how many seconds the client let us wait for it (None: it did not)."""
+        _refuse_query(request)
+        job_id = job_id_of(request)
+        if PREFER in request.headers and (wait_s := wait_preference(request, LONGEST_WAIT_s)) is not None:
+            waker = Waker(known_etag=request.headers.get(hdrs.IF_NONE_MATCH))
+            on_hangup(request, waker.give_up)
+            return await self._waiting.read(caller.account_id, job_id, waker, wait_s), wait_s
+        return await self._reader.read(caller.account_id, job_id), None
+
+    def _respond(self, request: web.Request, answer: ReadyAnswer, body: bytes, waited_s: int | None) -> web.Response:
         headers = answer.headers.copy()
+        if waited_s is not None:
+            headers["Preference-Applied"] = f"wait={waited_s}"
         if self._reader.may_be_stale:
             headers["Warning"] = STALE
         if none_match(request, answer.etag):

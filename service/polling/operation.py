@@ -1,101 +1,21 @@
-"""One job for one reader: memory if Redis has nothing newer, else Redis, else Postgres. Knows nothing of HTTP."""
+"""What reading one job means beyond its status: its result, its history, and waiting for a change."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-from service.errors import NoResult, NotFinished, RedisAway, ResultNotFound, Unavailable, absent_job
+from service.errors import NoResult, NotFinished, ResultNotFound
+from service.hub import Hub
 from service.job import COMPLETED, FINISHED
-from service.polling.joined_reads import JoinedReads
-from service.stores.connections import Postgres
+from service.stores.event_channel import DELETED, Notice
 from service.stores.job_table import JobTable, StoredResult
-from service.stores.ready import Absence, JobKey, Ready, ReadyAnswer
-from service.stores.status_cache import Miss, Newer, NothingNewer, StatusCache, Unverified
-from service.stores.status_memory import StatusMemory
+from service.stores.ready import ReadyAnswer
+from service.stores.status_reader import StatusReader
 
-
-class StatusReader:
-    """The one gate through which every status is read.
-
-    `from_memory`, `from_redis`, `from_postgres` count where answers came from.
-    """
-
-    def __init__(self, postgres: Postgres, table: JobTable, cache: StatusCache, memory: StatusMemory) -> None:
-        self._postgres = postgres
-        self._cache = cache
-        self._memory = memory
-        self._truth = JoinedReads(table)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.from_memory = self.from_redis = self.from_postgres = 0
-
-    @property
-    def may_be_stale(self) -> bool:
-        """Postgres is away: what is answered now is the newest that Redis knows, and nobody can verify it."""
-        return not self._postgres.reachable
-
-    async def read(self, account_id: int, job_id: str) -> ReadyAnswer:
-        """Never older than the last acknowledged report. Raises JobNotFound and its kind, JobForbidden, Unavailable."""
-        key = (account_id, job_id)
-        held = self._memory.get(key)
-        try:
-            reading = await self._cache.read(key, held.version if held is not None else 0)
-        except RedisAway:
-            return self._present(key, await self._from_postgres(key))
-        if isinstance(reading, NothingNewer):
-            assert held is not None, "Redis has nothing newer only than what is held"
-            self.from_memory += 1
-            return held
-        return self._present(key, await self._beyond_memory(key, held, reading))
-
-    async def close(self) -> None:
-        """Waits for what is in flight."""
-        await self._truth.close()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _beyond_memory(self, key: JobKey, held: ReadyAnswer | None, reading: Newer | Miss | Unverified) -> Ready:
-        if isinstance(reading, Newer):
-            self.from_redis += 1
-            return reading.ready
-        if isinstance(reading, Unverified):
-            return await self._verified(key, reading.ready or held)
-        ready = await self._from_postgres(key)
-        if reading.lease is not None:
-            self._later(self._cache.fill([(*key, ready)], reading.lease))
-        return ready
-
-    async def _verified(self, key: JobKey, unverified: Ready | None) -> Ready:
-        """Compares an entry that nobody compared for a minute; with Postgres away the entry is what there is."""
-        try:
-            ready = await self._from_postgres(key)
-        except Unavailable:
-            if unverified is None:
-                raise
-            self.from_redis += 1
-            return unverified
-        self._later(self._cache.verify([(*key, ready)]))
-        return ready
-
-    async def _from_postgres(self, key: JobKey) -> Ready:
-        ready = await self._truth.read(key)
-        self.from_postgres += 1
-        return ready
-
-    def _present(self, key: JobKey, ready: Ready) -> ReadyAnswer:
-        if isinstance(ready, Absence):
-            self._memory.drop(key)
-            raise absent_job(ready.kind, key[1], ready.expired_at)
-        return self._memory.keep(key, ready)
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        """The reader does not wait for what only helps the next one."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+LONGEST_WAIT_s: Final = 30
 
 
 class ResultReader:
@@ -125,3 +45,73 @@ class ResultReader:
         await self._reader.read(account_id, job_id)
         changes = await self._table.history(account_id, job_id, after_version, limit + 1)
         return changes[:limit], len(changes) > limit
+
+
+class Waker:
+    """A poll that sleeps, woken only by what it waits for: anything newer than `known_etag` or (None) the end."""
+
+    def __init__(self, *, known_etag: str | None) -> None:
+        self.version = 0
+        self.given_up = False
+        self._known_etag = known_etag
+        self._woken = asyncio.Event()
+
+    def is_satisfied_by(self, answer: ReadyAnswer) -> bool:
+        """Whether this is what it waits for."""
+        return answer.status in FINISHED if self._known_etag is None else answer.etag != self._known_etag
+
+    def hear(self, notice: Notice) -> None:
+        """Wakes up for a newer version or, waiting for the end, for a finished one."""
+        ends = notice.status in FINISHED or notice.status == DELETED
+        if notice.version > self.version and (ends or self._known_etag is not None):
+            self._woken.set()
+
+    def resync(self) -> None:
+        """Something may have been missed."""
+        self._woken.set()
+
+    def give_up(self) -> None:
+        """The client has hung up, or this process ends."""
+        self.given_up = True
+        self._woken.set()
+
+    async def sleep(self, until: float) -> bool:
+        """True when woken, False at `until` (the loop's time) and once given up."""
+        try:
+            async with asyncio.timeout_at(until):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        self._woken.clear()
+        return not self.given_up
+
+
+class Waiting:
+    """Holds polls until their job changes."""
+
+    def __init__(self, reader: StatusReader, hub: Hub) -> None:
+        self._reader = reader
+        self._hub = hub
+        self._held: set[Waker] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    async def read(self, account_id: int, job_id: str, waker: Waker, wait_s: int) -> ReadyAnswer:
+        """The job once `waker` is satisfied; after `wait_s`, as it is. Raises what StatusReader.read raises."""
+        until = asyncio.get_running_loop().time() + wait_s
+        self._held.add(waker)
+        try:
+            async with self._hub.follow((account_id, job_id), waker):
+                while True:
+                    answer = await self._reader.read(account_id, job_id)
+                    waker.version = answer.version
+                    if waker.is_satisfied_by(answer) or not await waker.sleep(until):
+                        return answer
+        finally:
+            self._held.discard(waker)
+
+    def end_all(self) -> None:
+        """Answers every held poll with what there is: this process ends."""
+        for waker in tuple(self._held):
+            waker.give_up()

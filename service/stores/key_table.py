@@ -75,7 +75,14 @@ class KeyTable:
 
 
 def _caller(row: Record) -> Caller:
-    return Caller(row["account_id"], row["account"], row["key_id"], frozenset(row["scopes"]), row["expires_at"], orjson.loads(row["limits"]))
+    return Caller(
+        row["account_id"],
+        row["account"],
+        row["key_id"],
+        frozenset(row["scopes"]),
+        row["expires_at"],
+        orjson.loads(row["limits"]),
+    )
 
 
 def _listed(row: Record) -> ListedKey:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.errors import RedisAway
-from service.stores.keys import limit_key
+from service.stores.keys import PROCESSES_KEY, limit_key
 from service.stores.redis_pipe import RedisError, RedisPipe, Script
 
 TAKE: Final = Script.load(Path(__file__).with_name("limit_log.take.lua"))
 
 GRAIN: Final = 1000
 """A place returns at most a window divided by this late; about 24 KB of log per key, whatever its limit."""
+
+ALIVE_FOR_s: Final = 15
 
 
 @dataclass(slots=True)
@@ -55,6 +57,17 @@ class LimitLog:
         """What is left, taking nothing. `granted`: whether a place is free. Raises RedisAway."""
         _, left, returns_in_us = await self._ask((whose, policy, most, window_s), 0)
         return Place(left > 0, left, returns_in_us / 1e6)
+
+    async def count_processes(self, process: str) -> int:
+        """Says that `process` is alive, and how many were in the last 15 s. Raises RedisAway."""
+        try:
+            seconds, _ = await self._pipe.command("TIME")
+            now_s = int(seconds)
+            await self._pipe.command("ZADD", PROCESSES_KEY, now_s, process)
+            await self._pipe.command("ZREMRANGEBYSCORE", PROCESSES_KEY, "-inf", now_s - ALIVE_FOR_s)
+            return max(1, int(await self._pipe.command("ZCARD", PROCESSES_KEY)))
+        except RedisError as error:
+            raise RedisAway(str(error)) from error
 
     def _send_turn(self) -> None:
         turn, self._turn = self._turn, {}

@@ -1,20 +1,21 @@
-"""What is open: the streams of this process, their heartbeats and their ends. Knows nothing of HTTP but its transport."""
+"""What is open: the streams of this process, their heartbeats and their ends."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import orjson
 
-from service.errors import JobwireError, TooManyStreams, Unavailable
+from service.errors import JobDeleted, JobExpired, JobwireError, TooManyStreams, Unavailable
 from service.hub import Hub
-from service.reading import StatusReader
 from service.stores.event_channel import DELETED, Notice
 from service.stores.ready import JobKey, ReadyAnswer
-from service.streaming.frames import problem_frame
+from service.stores.status_reader import StatusReader
+from service.streaming.frames import problem_event
 from service.streaming.stream import JobStream
 
 TICK_EVERY_s: Final = 0.25
@@ -24,12 +25,74 @@ class Streams:
     """All open streams of this process. One timer looks after all of them."""
 
     def __init__(self, hub: Hub, reader: StatusReader, *, most_per_key: int) -> None:
-        self._hub = hub
-        self._reader = reader
+        self.hub = hub
+        self.reader = reader
         self._most_per_key = most_per_key
         self._open: set[JobStream] = set()
         self._per_key: Counter[str] = Counter()
-        self.closing = False
+        self._closing = False
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @contextmanager
+    def counted(self, stream: JobStream) -> Iterator[None]:
+        """`stream` is open while inside. Raises TooManyStreams, and Unavailable while the process ends."""
+        if self._closing:
+            raise Unavailable("This process is ending; another one takes over.")
+        if self._per_key[stream.key_id] >= self._most_per_key:
+            raise TooManyStreams(f"This key has {self._most_per_key} open streams, as many as it may")
+        self._open.add(stream)
+        self._per_key[stream.key_id] += 1
+        try:
+            yield
+        finally:
+            self._open.discard(stream)
+            self._per_key[stream.key_id] -= 1
+            if not self._per_key[stream.key_id]:
+                del self._per_key[stream.key_id]
+
+    async def attend(self, stream: JobStream, key: JobKey) -> None:
+        """Until the stream ends: reads the job anew whenever something may have been missed."""
+        while not stream.ended:
+            await stream.attention.wait()
+            stream.attention.clear()
+            if not stream.ended:
+                await self._read_anew(stream, key)
+
+    async def run(self) -> None:
+        """Looks at every stream from time to time, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            for stream in tuple(self._open):
+                stream.tick(now)
+            await asyncio.sleep(TICK_EVERY_s)
+
+    def end_of_keys(self, key_ids: Sequence[str]) -> None:
+        """Ends the streams of keys that are no longer valid."""
+        for stream in tuple(self._open):
+            if stream.key_id in key_ids:
+                stream.end(problem_event("unauthorized", "The key that opened this stream is no longer valid."))
+
+    def end_all(self) -> None:
+        """Ends every stream cleanly, and takes no more: readers reconnect to another process."""
+        self._closing = True
+        for stream in tuple(self._open):
+            stream.end()
+
+    async def _read_anew(self, stream: JobStream, key: JobKey) -> None:
+        try:
+            stream.hear(present_notice(key, await self.reader.read(*key)))
+        except (JobDeleted, JobExpired):
+            stream.hear(Notice(*key, stream.version + 1, DELETED, 0, False, None, [], b""))
+        except Unavailable:
+            pass  # the next reconcile asks again
+        except JobwireError as error:
+            stream.end(problem_event(error.error_type, error.detail))
+
+
+def present_notice(key: JobKey, answer: ReadyAnswer) -> Notice:
+    """The present state of a job as if it had just been announced."""
+    stalled = bool(orjson.loads(answer.shape_a)["stalled"])
+    return Notice(*key, answer.version, answer.status, answer.changed_ms, stalled, None, [], answer.shape_a)

@@ -8,7 +8,7 @@ from typing import Final
 
 from service.job import FINISHED
 from service.stores.event_channel import DELETED, Notice
-from service.streaming.frames import COMMENT, event_frame
+from service.streaming.frames import COMMENT, Form, event_frame
 
 LIFETIME_s: Final = 600.0
 QUIET_FOR_s: Final = 12.0
@@ -21,11 +21,14 @@ BUFFER_bytes: Final = 64 * 1024
 class JobStream:
     """A follower that writes. It keeps one slot, the latest change; only a finished state is never overwritten.
 
-    `ended` is set when there is nothing more to write; `attention` when the job must be read anew.
+    Nothing is written before `start`. `ended`: there is nothing more to write. `attention` is set when the job must
+    be read anew, and at the end.
     """
 
-    def __init__(self, transport: asyncio.Transport, key_id: str) -> None:
+    def __init__(self, transport: asyncio.Transport, key_id: str, form: Form) -> None:
         self.key_id = key_id
+        self._form = form
+        self._started = False
         self.version = 0
         self.ended = False
         self.attention = asyncio.Event()
@@ -38,10 +41,17 @@ class JobStream:
         self._blocked_since: float | None = None
         self._ends_at = self._wrote_at + LIFETIME_s * uniform(0.9, 1.1)  # noqa: S311
 
-    def knows(self, notice: Notice) -> None:
-        """The reader has this state already: nothing is written."""
-        self.version = notice.version
-        self._sent_status, self._sent_stalled = notice.status, notice.stalled
+    def start(self, present: Notice, *, known: bool) -> None:
+        """Begins with the present state of the job, or (`known`) after it; what was heard meanwhile may be newer."""
+        self._started = True
+        if known:
+            self.version = max(self.version, present.version)
+            self._sent_status, self._sent_stalled = present.status, present.stalled
+            self.flush()
+        elif self._slots:
+            self.flush()
+        else:
+            self.hear(present)
 
     def hear(self, notice: Notice) -> None:
         """A change; an older one than was heard before says nothing new."""
@@ -62,7 +72,7 @@ class JobStream:
         """Writes what the socket takes."""
         while self._slots and self._takes_more():
             notice = self._slots.pop(0)
-            self._write(event_frame(notice, self._name_of(notice), self._sent_status))
+            self._write(event_frame(notice, self._name_of(notice), self._sent_status, self._form))
             self._sent_status, self._sent_stalled = notice.status, notice.stalled
             if notice.status in FINISHED or notice.status == DELETED:
                 self.end()
@@ -70,8 +80,8 @@ class JobStream:
     def end(self, last_words: bytes = b"") -> None:
         """Ends the stream cleanly."""
         if not self.ended:
-            if last_words and not self._transport.is_closing():
-                self._write(last_words)
+            if last_words and self._started and not self._transport.is_closing():
+                self._write(self._form.framed(last_words))
             self.ended = True
             self.attention.set()
 
@@ -85,10 +95,12 @@ class JobStream:
                 self._transport.abort()
                 self.end()
         elif now - self._wrote_at >= QUIET_FOR_s and self._takes_more():
-            self._write(COMMENT)
+            self._write(self._form.framed(COMMENT))
 
     def _takes_more(self) -> bool:
-        takes = not self.ended and self._transport.get_write_buffer_size() <= BUFFER_bytes
+        if not self._started or self.ended:
+            return False
+        takes = self._transport.get_write_buffer_size() <= BUFFER_bytes
         if takes:
             self._blocked_since = None
         elif self._blocked_since is None:

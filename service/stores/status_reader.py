@@ -1,0 +1,95 @@
+"""One job for one reader: memory if Redis has nothing newer, else Redis, else Postgres. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from service.errors import RedisAway, Unavailable, absent_job
+from service.stores.connections import Postgres
+from service.stores.job_table import JobTable
+from service.stores.joined_reads import JoinedReads
+from service.stores.ready import Absence, JobKey, Ready, ReadyAnswer
+from service.stores.status_cache import Miss, Newer, NothingNewer, StatusCache, Unverified
+from service.stores.status_memory import StatusMemory
+
+
+class StatusReader:
+    """The one gate through which every status is read.
+
+    `from_memory`, `from_redis`, `from_postgres` count where answers came from.
+    """
+
+    def __init__(self, postgres: Postgres, table: JobTable, cache: StatusCache, memory: StatusMemory) -> None:
+        self._postgres = postgres
+        self._cache = cache
+        self._memory = memory
+        self._truth = JoinedReads(table)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.from_memory = self.from_redis = self.from_postgres = 0
+
+    @property
+    def may_be_stale(self) -> bool:
+        """Postgres is away: what is answered now is the newest that Redis knows, and nobody can verify it."""
+        return not self._postgres.reachable
+
+    async def read(self, account_id: int, job_id: str) -> ReadyAnswer:
+        """Never older than the last acknowledged report. Raises JobNotFound and its kind, JobForbidden, Unavailable."""
+        key = (account_id, job_id)
+        held = self._memory.get(key)
+        try:
+            reading = await self._cache.read(key, held.version if held is not None else 0)
+        except RedisAway:
+            return self._present(key, await self._from_postgres(key))
+        if isinstance(reading, NothingNewer):
+            assert held is not None, "Redis has nothing newer only than what is held"
+            self.from_memory += 1
+            return held
+        return self._present(key, await self._beyond_memory(key, held, reading))
+
+    async def close(self) -> None:
+        """Waits for what is in flight."""
+        await self._truth.close()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _beyond_memory(self, key: JobKey, held: ReadyAnswer | None, reading: Newer | Miss | Unverified) -> Ready:
+        if isinstance(reading, Newer):
+            self.from_redis += 1
+            return reading.ready
+        if isinstance(reading, Unverified):
+            return await self._verified(key, reading.ready or held)
+        ready = await self._from_postgres(key)
+        if reading.lease is not None:
+            self._later(self._cache.fill([(*key, ready)], reading.lease))
+        return ready
+
+    async def _verified(self, key: JobKey, unverified: Ready | None) -> Ready:
+        """Compares an entry that nobody compared for a minute; with Postgres away the entry is what there is."""
+        try:
+            ready = await self._from_postgres(key)
+        except Unavailable:
+            if unverified is None:
+                raise
+            self.from_redis += 1
+            return unverified
+        self._later(self._cache.verify([(*key, ready)]))
+        return ready
+
+    async def _from_postgres(self, key: JobKey) -> Ready:
+        ready = await self._truth.read(key)
+        self.from_postgres += 1
+        return ready
+
+    def _present(self, key: JobKey, ready: Ready) -> ReadyAnswer:
+        if isinstance(ready, Absence):
+            self._memory.drop(key)
+            raise absent_job(ready.kind, key[1], ready.expired_at)
+        return self._memory.keep(key, ready)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """The reader does not wait for what only helps the next one."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
