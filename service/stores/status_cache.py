@@ -97,9 +97,9 @@ class Change:
 class StatusCache:
     """Build it before its pipes start: it listens to them.
 
-    `trusted`: whether `read` may be used. Each connect of the polls pipe starts a new `generation` that
-    nobody trusts yet, calls `on_connect` with it, and waits until the owner, who has seen that every change
-    from before the connect was told, calls `trust` with that generation.
+    `trusted`: whether `read` may be used. Each connect of the polls pipe, and `distrust`, start a new `generation`
+    that nobody trusts yet, call `on_connect` with it, and wait until the owner, who has seen that every change
+    from before it was told, calls `trust` with that generation.
     `on_new_life` are called when what was read before can no longer be compared with what will be read.
     `policy` is Redis's maxmemory_policy as of the last connect. `redis_errors` counts error replies.
     """
@@ -118,6 +118,7 @@ class StatusCache:
         self._puts_life = ""
         self._puts_are_up = asyncio.Event()
         self._turn: dict[bytes, _Slot] = {}
+        self._loop: asyncio.AbstractEventLoop
         self.life = ""
         self.generation = 0
         self.trusted = False
@@ -145,6 +146,11 @@ class StatusCache:
         if generation == self.generation and self._polls.up:
             self.trusted = True
 
+    def distrust(self) -> None:
+        """Shuts the gate, as at a connect: what was committed could not be told, so entries may be old."""
+        if self.trusted:
+            self._begin_generation()
+
     def read(self, key: JobKey, held: int) -> asyncio.Future[Reading]:
         """Compares version `held` (0: none) with Redis. All reads of one turn of the event loop are one trip.
 
@@ -154,11 +160,15 @@ class StatusCache:
         self._must_be_trusted()
         name = status_key(*key)
         if not self._turn:
+            self._loop = asyncio.get_running_loop()  # once a turn: it asks the kernel for our pid
             self._polls.before_send(self._send_turn)
+        reading: asyncio.Future[Reading] = self._loop.create_future()
         slot = self._turn.get(name)
         if slot is None:
-            slot = self._turn[name] = _Slot(held)
-        return slot.join(held)
+            self._turn[name] = _Slot(held, reading)
+        else:
+            slot.join(held, reading)
+        return reading
 
     async def put(self, changes: Sequence[Change]) -> bool:
         """Refreshes entries and announces. True: every change was told. Told twice, a change does no harm.
@@ -259,9 +269,12 @@ class StatusCache:
     def _polls_came_up(self, facts: Mapping[str, str]) -> None:
         self.policy = facts.get("maxmemory_policy", "")
         self._polls_run_id = facts["run_id"]
+        self._settle_lives()
+        self._begin_generation()
+
+    def _begin_generation(self) -> None:
         self.generation += 1
         self.trusted = False
-        self._settle_lives()
         for hear in self.on_connect:
             hear(self.generation)
 
@@ -287,15 +300,13 @@ class _Slot:
 
     __slots__ = ("_readers", "held")
 
-    def __init__(self, held: int) -> None:
+    def __init__(self, held: int, reader: asyncio.Future[Reading]) -> None:
         self.held = held
-        self._readers: list[asyncio.Future[Reading]] = []
+        self._readers = [reader]
 
-    def join(self, held: int) -> asyncio.Future[Reading]:
+    def join(self, held: int, reader: asyncio.Future[Reading]) -> None:
         self.held = min(held, self.held)
-        reader: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
         self._readers.append(reader)
-        return reader
 
     def answer(self, reading: Reading) -> None:
         for reader in self._readers:

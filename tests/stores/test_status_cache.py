@@ -7,10 +7,11 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from random import Random
 from typing import Literal
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -18,7 +19,7 @@ from redis.asyncio.client import PubSub
 from service.embedded import Server, start_redis
 from service.errors import RedisAway
 from service.stores.keys import UNVERIFIED_AFTER_ms, status_key
-from service.stores.ready import Absence, Ready, ReadyAnswer, decode_ready, version_of
+from service.stores.ready import Absence, Ready, ReadyAnswer, decode_ready
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import (
     MISS_OF_ANOTHER,
@@ -394,6 +395,12 @@ async def test_without_a_known_postgres_nothing_is_read_or_put(start_process: St
     with pytest.raises(RedisAway):
         await cache.read(JOB, 0)
     assert not await cache.put([changed(1)])
+    cache.postgres_identity = "postgres:1"
+    reading = cache.read(JOB, 0)
+    cache.postgres_identity = ""
+    with pytest.raises(RedisAway):
+        await reading
+    assert cache.redis_errors == 0, "none of it was sent"
 
 
 # --- rule 3: a miss leaves a lease, a fill needs it --------------------------------------------------------------------
@@ -578,6 +585,22 @@ async def test_the_gate_is_closed_until_it_is_opened_for_this_connection(
     assert await cache.read(JOB, 0) == Newer(answer(2))
 
 
+async def test_the_gate_can_be_shut_and_opens_for_the_new_generation_only(cache: StatusCache) -> None:
+    await filled(cache, answer(1))
+    cache.on_connect.remove(cache.trust)
+    generations: list[int] = []
+    cache.on_connect.append(generations.append)
+    before = cache.generation
+    cache.distrust()
+    cache.distrust()
+    assert generations == [before + 1], "it was shut already"
+    cache.trust(before)
+    with pytest.raises(RedisAway):
+        await cache.read(JOB, 0)
+    cache.trust(before + 1)
+    assert await cache.read(JOB, 0) == Newer(answer(1))
+
+
 async def test_the_gate_does_not_open_while_redis_is_away(process: Process, frozen: Frozen) -> None:
     cache = process.cache
     went_down = asyncio.Event()
@@ -670,120 +693,95 @@ async def test_a_put_verifies(cache: StatusCache, admin: Redis, version: int) ->
 
 # --- all rules together -----------------------------------------------------------------------------------------------------
 
-Step = tuple[str, int]
-
-STEPS: st.SearchStrategy[list[Step]] = st.lists(
-    st.tuples(
-        st.sampled_from(("commit", "commit", "delete", "put", "put", "miss", "look", "fill", "verify", "evict")),
-        st.integers(0, 3),
-    ),
-    max_size=30,
-)
-
 
 class World:
-    """One job: Postgres as a list of states (version n is the n-th), and what is on its way to Redis.
+    """One job: Postgres as a list of states (version n is the n-th), and those who carry them to Redis, step by step.
 
     An absence carries in `expired_at` the version of Postgres that it was read from.
     """
 
     def __init__(self, processes: tuple[Process, Process], job_id: str) -> None:
-        self.processes = processes
-        self.caches = [process.cache for process in processes]
-        self.job_id = job_id
+        one, other = processes
+        self.job = (ACCOUNT, job_id)
         self.states: list[Ready] = [Absence("not_found", "0")]
         self.told = 0
-        self.untold: list[int] = []
-        self.leases: list[str] = []
-        self.looked: list[tuple[str, Ready]] = []
+        self.actors = {
+            "creator": self.writer(one.cache),
+            "changer": self.writer(other.cache),
+            "deleter": self.writer(one.cache, deletes=True),
+            "reader": self.reader(one.cache),
+            "reader beside it": self.reader(one.cache),
+            "doubter": self.doubter(other.cache),
+            "evictor": self.evictor(one.puts),
+        }
 
-    async def step(self, name: str, which: int) -> None:
-        """`which` chooses among several: a process, a put that waits, a reader."""
-        step: Callable[[int], Awaitable[None]] = getattr(self, f"_{name}")
-        await step(which)
+    async def writer(self, cache: StatusCache, *, deletes: bool = False) -> AsyncIterator[None]:
+        """Commits; puts; and the put, believed lost, arrives once more."""
+        if isinstance(self.states[-1], Absence) and (deletes or len(self.states) > 1):
+            return
+        version = len(self.states)
+        self.states.append(Absence("deleted", str(version)) if deletes else answer(version))
+        yield
+        change = (deleted if deletes else changed)(version, self.job[1])
+        assert await cache.put([change])
+        self.told = max(self.told, version)
+        yield
+        assert await cache.put([change])
 
-    async def _commit(self, which: int) -> None:
-        if not self._is_deleted():
-            self.states.append(answer(len(self.states)))
-            self.untold.append(len(self.states) - 1)
+    async def reader(self, cache: StatusCache) -> AsyncIterator[None]:
+        reading = await cache.read(self.job, 0)
+        yield
+        ready = self.states[-1]
+        yield
+        if isinstance(reading, Miss) and reading.lease is not None:
+            await cache.fill([(*self.job, ready)], reading.lease)
 
-    async def _delete(self, which: int) -> None:
-        if len(self.states) > 1 and not self._is_deleted():
-            self.states.append(Absence("deleted", str(len(self.states))))
-            self.untold.append(len(self.states) - 1)
+    async def doubter(self, cache: StatusCache) -> AsyncIterator[None]:
+        ready = self.states[-1]
+        yield
+        await cache.verify([(*self.job, ready)])
 
-    async def _put(self, which: int) -> None:
-        """In any order, and sometimes twice: it stays among the untold when `which` is 3."""
-        if self.untold:
-            version = self.untold[which % len(self.untold)]
-            if which != 3:
-                self.untold.remove(version)
-            state = self.states[version]
-            change = deleted if isinstance(state, Absence) else changed
-            assert await self.caches[which % 2].put([change(version, self.job_id)])
-            self.told = max(self.told, version)
+    async def evictor(self, pipe: RedisPipe) -> AsyncIterator[None]:
+        await pipe.command("DEL", status_key(*self.job))
+        yield
 
-    async def _miss(self, which: int) -> None:
-        reading = await self.caches[which % 2].read((ACCOUNT, self.job_id), 0)
-        if isinstance(reading, Miss) and reading.lease:
-            self.leases.append(reading.lease)
-
-    async def _look(self, which: int) -> None:
-        if self.leases:
-            self.looked.append((self.leases.pop(which % len(self.leases)), self.states[-1]))
-
-    async def _fill(self, which: int) -> None:
-        if self.looked:
-            lease, ready = self.looked.pop(which % len(self.looked))
-            await self.caches[which % 2].fill([(ACCOUNT, self.job_id, ready)], lease)
-
-    async def _verify(self, which: int) -> None:
-        await self.caches[which % 2].verify([(ACCOUNT, self.job_id, self.states[-1])])
-
-    async def _evict(self, which: int) -> None:
-        await self.processes[0].puts.command("DEL", status_key(ACCOUNT, self.job_id))
-
-    def _is_deleted(self) -> bool:
-        return len(self.states) > 1 and isinstance(self.states[-1], Absence)
+    async def shown(self, admin: Redis) -> int | None:
+        """The version of Postgres that a poll would be shown; None: it would be sent to Postgres."""
+        match await entry(admin, status_key(*self.job)):
+            case ReadyAnswer() as there:
+                return there.version
+            case Absence() as there:
+                return int(there.expired_at or 0)
+            case _:
+                return None
 
 
-async def shown(admin: Redis, job_id: str) -> int | None:
-    """The version of Postgres that a poll would be shown; None: it would be sent to Postgres."""
-    there = await entry(admin, status_key(ACCOUNT, job_id))
-    match there:
-        case ReadyAnswer():
-            return there.version
-        case Absence():
-            return int(there.expired_at or 0)
-        case _:
-            return None
-
-
+WRITERS, READERS = ("creator", "changer", "deleter"), ("reader", "reader beside it")
+ORDERS = st.permutations([*WRITERS * 3, *READERS * 3, *["doubter"] * 2, "evictor"])
 numbers = itertools.count()
 
 
-@given(steps=STEPS)
-@example(steps=[("commit", 0), ("miss", 0), ("look", 0), ("commit", 0), ("put", 1), ("fill", 0)])
-@example(steps=[("commit", 0), ("delete", 0), ("put", 1), ("miss", 0), ("look", 0), ("fill", 0), ("put", 0)])
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=ORDERS)
+@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_no_entry_is_older_than_what_was_told(
-    two_processes: tuple[Process, Process], admin: Redis, steps: list[Step]
+    two_processes: tuple[Process, Process], admin: Redis, order: list[str]
 ) -> None:
     world = World(two_processes, f"world-{next(numbers)}")
-    for name, which in steps:
-        await world.step(name, which)
-        version = await shown(admin, world.job_id)
+    for actor in order:
+        await anext(world.actors[actor], None)
+        version = await world.shown(admin)
         assert version is None or version >= world.told, f"{version} after {world.told} was told"
 
 
 async def test_no_poll_is_older_than_what_was_acknowledged(
     two_processes: tuple[Process, Process], admin: Redis
 ) -> None:
-    """Two processes with memory, eight jobs, writers and readers at once; everything may be overtaken."""
+    """Two processes, one with a memory, eight jobs, writers and readers at once, and Redis forgets all the time."""
     caches = [process.cache for process in two_processes]
-    memories: list[dict[str, ReadyAnswer]] = [{}, {}]
+    memory: dict[str, int] = {}
     jobs = [f"busy-{n}" for n in range(8)]
     truth, acknowledged = dict.fromkeys(jobs, 1), dict.fromkeys(jobs, 1)
+    chance = Random(1)
     polls = 0
 
     async def write(job_id: str, which: int) -> None:
@@ -793,24 +791,19 @@ async def test_no_poll_is_older_than_what_was_acknowledged(
             acknowledged[job_id] = max(acknowledged[job_id], version)
 
     async def poll(job_id: str, which: int) -> int:
-        cache, memory = caches[which], memories[which]
-        held = memory.get(job_id)
-        reading = await cache.read((ACCOUNT, job_id), held.version if held else 0)
-        match reading:
+        held = memory.get(job_id, 0) if which == 0 else 0
+        match await caches[which].read((ACCOUNT, job_id), held):
             case Newer(ReadyAnswer() as ready):
-                found = ready
+                found = ready.version
             case Miss(lease):
-                found = answer(truth[job_id])
-                await asyncio.sleep(0)  # Postgres's answer is on its way: it may be old when it arrives
+                found = truth[job_id]
                 if lease is not None:
-                    await cache.fill([(ACCOUNT, job_id, found)], lease)
+                    await asyncio.sleep(chance.random() / 500)  # Postgres's answer grows old on its way
+                    await caches[which].fill([(ACCOUNT, job_id, answer(found))], lease)
             case _:
-                assert held is not None
-                return held.version
-        kept = memory.get(job_id)
-        if kept is None or kept.version < version_of(found):
-            memory[job_id] = kept = found
-        return kept.version
+                return held
+        memory[job_id] = max(found, memory.get(job_id, 0))
+        return memory[job_id] if which == 0 else found
 
     async def read(job_id: str, which: int) -> None:
         nonlocal polls
@@ -821,9 +814,12 @@ async def test_no_poll_is_older_than_what_was_acknowledged(
 
     async def evict() -> None:
         while any(not writer.done() for writer in writers):
-            await admin.delete(*(status_key(ACCOUNT, job_id) for job_id in jobs[::2]))
+            await admin.delete(*(status_key(ACCOUNT, job_id) for job_id in chance.sample(jobs, 2)))
 
-    writers = [asyncio.create_task(write(job_id, which)) for job_id in jobs for which in (0, 1)]
-    async with asyncio.timeout(20):
-        await asyncio.gather(*writers, evict(), *(read(job_id, which) for job_id in jobs for which in (0, 1, 0, 1)))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as everyone:
+        writers = [everyone.create_task(write(job_id, which)) for job_id in jobs for which in (0, 1)]
+        for job_id in jobs:
+            for which in (0, 1, 0, 1):
+                everyone.create_task(read(job_id, which))
+        everyone.create_task(evict())
     assert polls > 500
