@@ -77,7 +77,7 @@ def make_app(settings: Settings) -> web.Application:
     reader = StatusReader(postgres, jobs, cache, memory)
 
     # rooms
-    hub = Hub(channel, jobs)
+    hub = Hub(channel, jobs, lambda: cache.life)
     limiter = Limiter(limit_log)
     waiting = Waiting(reader, hub)
     streams = Streams(hub, reader, most_per_key=settings.max_streams_per_key)

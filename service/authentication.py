@@ -20,7 +20,7 @@ from service.stores.public_memory import PublicMemory
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HandlerWithCaller = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
-LIMIT_HEADERS: Final = "limit_headers"
+LIMIT_HEADERS: Final = web.RequestKey("limit_headers", dict[str, str])
 """Where a request keeps the headers of its place, for a handler that answers by itself (a stream)."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
@@ -14,6 +14,7 @@ from service.stores.event_channel import EventChannel, Notice
 from service.stores.job_table import JobTable
 from service.stores.keys import job_topic
 from service.stores.ready import JobKey
+from service.stores.status_cache import LIFE_LENGTH
 
 LINGER_s: Final = 10.0
 """A subscription outlives its last follower by this long: readers come back."""
@@ -40,7 +41,9 @@ class Follower(Protocol):
 class Hub:
     """Subscribe, await the acknowledgement, then read: `follow` does the first two, the follower reads inside it."""
 
-    def __init__(self, channel: EventChannel, table: JobTable) -> None:
+    def __init__(self, channel: EventChannel, table: JobTable, life: Callable[[], str]) -> None:
+        """`life`: of what this process reads; see StatusCache."""
+        self._life = life
         self._channel = channel
         self._table = table
         self._followers: dict[JobKey, set[Follower]] = {}
@@ -95,8 +98,13 @@ class Hub:
         key = self._keys.get(topic)
         if key is None:
             return
-        notice = Notice.decode(message)
-        for follower in tuple(self._followers[key]):
+        followers = tuple(self._followers[key])
+        if message[:LIFE_LENGTH] != self._life().encode():  # its version cannot be compared with ours
+            for follower in followers:
+                follower.resync()
+            return
+        notice = Notice.decode(message[LIFE_LENGTH:])
+        for follower in followers:
             follower.hear(notice)
 
     def _resync_all(self) -> None:

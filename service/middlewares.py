@@ -57,7 +57,7 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 _log = structlog.get_logger(__name__)
 
 
-REQUEST_ID: Final = "request_id"
+REQUEST_ID: Final = web.RequestKey("request_id", str)
 """Where a request keeps its id, for a handler that answers by itself (a stream)."""
 
 

@@ -153,12 +153,14 @@ def with_database(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
-async def make_key(database: str, account: str, scopes: tuple[str, ...] = (READ, WRITE)) -> str:
+async def make_key(
+    database: str, account: str, scopes: tuple[str, ...] = (READ, WRITE), limits: dict[str, str] | None = None
+) -> str:
     """A new key, made as the command line makes it."""
     postgres = Postgres(database, pool_size=1, prepared_statements=False, timeout_s=5)
     await postgres.open()
     try:
-        _, key = await KeyTable(postgres).create(account, list(scopes), {}, None)
+        _, key = await KeyTable(postgres).create(account, list(scopes), limits or {}, None)
     finally:
         await postgres.close()
     return key

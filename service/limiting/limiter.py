@@ -152,7 +152,7 @@ class Limiter:
 def refusal(policy: Policy, returns_in_s: float) -> RateLimited:
     """The 429 of a policy: waiting as long as it says succeeds if nobody else uses the key."""
     error = RateLimited(policy.name, policy.most, policy.window_s, max(1, math.ceil(returns_in_s)))
-    error.headers = rate_limit_headers(policy, 0, returns_in_s)
+    error.headers |= rate_limit_headers(policy, 0, returns_in_s)
     return error
 
 

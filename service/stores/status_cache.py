@@ -259,7 +259,9 @@ class StatusCache:
         args: list[Argument] = [self._puts_life, ENTRY_LIFETIME_ms]
         for change in changes:
             payload = change.answer.encode() if change.answer else b""
-            args += _digits(change.version), payload, change.message, len(change.topics), *change.topics
+            # Who listens must know whose versions these are: channels are shared by all databases of one Redis.
+            message = self._puts_life.encode() + change.message
+            args += _digits(change.version), payload, message, len(change.topics), *change.topics
         return keys, args
 
     def _count(self, error: RedisError) -> None:

@@ -22,6 +22,7 @@ from service.stores.keys import UNVERIFIED_AFTER_ms, status_key
 from service.stores.ready import Absence, Ready, ReadyAnswer, decode_ready
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import (
+    LIFE_LENGTH,
     MISS_OF_ANOTHER,
     NOTHING_NEWER,
     UNVERIFIED_AS_HELD,
@@ -147,7 +148,7 @@ async def heard(ears: PubSub) -> list[bytes]:
         messages: list[bytes] = []
         while (message := await ears.get_message(timeout=SOON_s)) is None or message["type"] != "pong":
             if message is not None:
-                messages.append(message["data"])
+                messages.append(message["data"][LIFE_LENGTH:])
         return messages
 
 
