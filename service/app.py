@@ -28,6 +28,7 @@ from service.reporting.relay import Gate, Relay
 from service.requests import RESULT_LIMIT
 from service.routes import routes
 from service.settings import Settings
+from service.status_reader import StatusReader
 from service.stores.connections import Postgres
 from service.stores.event_channel import EventChannel
 from service.stores.job_table import JobTable
@@ -39,7 +40,6 @@ from service.stores.public_memory import PublicMemory
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import StatusCache
 from service.stores.status_memory import StatusMemory
-from service.stores.status_reader import StatusReader
 from service.streaming.handler import Streaming
 from service.streaming.operation import Streams
 

@@ -13,11 +13,10 @@ from service.job import is_job_id
 from service.limiting.addresses import Network, client_address
 from service.limiting.limiter import Grant, Limiter, refusal
 from service.limiting.policies import FAILED_KEYS, POLICIES, Policy, policy_of
-from service.requests import PREFER
+from service.requests import PREFER, Handler
 from service.stores.key_memory import KeyMemory
 from service.stores.public_memory import PublicMemory
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HandlerWithCaller = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
 LIMIT_HEADERS: Final = web.RequestKey("limit_headers", dict[str, str])

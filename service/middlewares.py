@@ -14,8 +14,8 @@ import structlog
 from aiohttp import web
 
 from service import errors
-from service.authentication import Handler
 from service.errors import JobwireError
+from service.requests import Handler
 
 STATUS_TABLE: Final[Mapping[type[JobwireError], tuple[int, str]]] = {
     errors.Malformed: (400, "Malformed request"),

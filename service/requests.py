@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import orjson
@@ -11,6 +11,8 @@ from marshmallow import Schema, ValidationError
 
 from service.errors import JobNotFound, Malformed, TooLarge, UnsupportedMediaType, ValidationFailed
 from service.job import is_job_id
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PREFER: Final = "Prefer"
 

@@ -13,8 +13,8 @@ from schemas.shapes import reduced, rfc3339
 from service.identity import Caller
 from service.polling.operation import LONGEST_WAIT_s, ResultReader, Waiting, Waker
 from service.requests import PREFER, job_id_of, none_match, on_hangup, query, wait_preference
+from service.status_reader import StatusReader
 from service.stores.ready import ReadyAnswer
-from service.stores.status_reader import StatusReader
 
 STALE: Final = '110 - "Response is Stale"'
 _SHOWN_INLINE: Final = ("application/json", "text/plain")

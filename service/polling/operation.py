@@ -10,10 +10,10 @@ import orjson
 from service.errors import NoResult, NotFinished, ResultNotFound
 from service.hub import Hub
 from service.job import COMPLETED, FINISHED
+from service.status_reader import StatusReader
 from service.stores.event_channel import DELETED, Notice
 from service.stores.job_table import JobTable, StoredResult
 from service.stores.ready import ReadyAnswer
-from service.stores.status_reader import StatusReader
 
 LONGEST_WAIT_s: Final = 30
 

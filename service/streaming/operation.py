@@ -12,9 +12,9 @@ import orjson
 
 from service.errors import JobDeleted, JobExpired, JobwireError, TooManyStreams, Unavailable
 from service.hub import Hub
+from service.status_reader import StatusReader
 from service.stores.event_channel import DELETED, Notice
 from service.stores.ready import JobKey, ReadyAnswer
-from service.stores.status_reader import StatusReader
 from service.streaming.frames import problem_event
 from service.streaming.stream import JobStream
 
