@@ -44,6 +44,8 @@ def test_the_defaults_in_the_settings_table_are_those_of_the_code(monkeypatch):
         "JOBWIRE_REDIS_DEADLINE": settings.redis_deadline_s,
         "JOBWIRE_MEMORY_ENTRIES": settings.memory_entries,
         "JOBWIRE_MEMORY_BYTES": settings.memory_bytes,
+        "JOBWIRE_MAX_STREAMS_PER_KEY": settings.max_streams_per_key,
+        "JOBWIRE_TRUSTED_PROXIES": ",".join(settings.trusted_proxies) or "empty",
         "JOBWIRE_ACCESS_LOG": str(settings.access_log).lower(),
         "JOBWIRE_LOG_LEVEL": settings.log_level,
     }
@@ -77,3 +79,10 @@ def test_make_help_lists_every_target_that_a_person_may_want():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("install", "run", "test", "test-all", "lint", "types", "format", "migrate"):
         assert f"make {target} " in listed
+
+
+def test_the_limits_table_is_the_policy_table():
+    from service.limiting.policies import POLICIES
+
+    told = {cells[0]: cells[1] for cells in re.findall(r"^\| (\w+) \| (\d+ in \d+ s) \|", section("Limits"), re.MULTILINE)}
+    assert told == {policy.name: f"{policy.most} in {policy.window_s} s" for policy in POLICIES.values()}
