@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from schemas.fields import Bytes4KiB, Count, Flag, FreeObject, Percentage, Text
+from schemas.fields import Bytes4KiB, Count, Flag, FreeObject, Percentage, Text, refuse_unstorable
 from service.job import (
     CANCELLED,
     FAILED,
@@ -189,3 +189,48 @@ class HistoryQuerySchema(Schema):
 
     limit = fields.Integer(validate=validate.Range(min=1, max=1000), load_default=100)
     after_version = fields.Integer(validate=validate.Range(min=0, max=2**53), load_default=0)
+
+
+class Ids(fields.Field[list[str]]):
+    """`a,b,c` in a query, or an array in a body: 1 to `most` ids. What cannot be an id is simply not found."""
+
+    def __init__(self, *, most: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.most = most
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[str]:
+        ids = value.split(",") if isinstance(value, str) else value
+        if not isinstance(ids, list) or not all(isinstance(one, str) and one for one in ids):
+            raise ValidationError("Must be ids.")
+        if not 1 <= len(ids) <= self.most:
+            raise ValidationError(f"Must be 1 to {self.most} ids; these are {len(ids)}.")
+        for one in ids:
+            refuse_unstorable(one)
+        return ids
+
+
+class QueryFlag(fields.Boolean):
+    """true, True, 1, false, False or 0 in a query."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(truthy={"true", "True", "1"}, falsy={"false", "False", "0"}, load_default=False, **options)
+
+
+class ManyQuerySchema(Schema):
+    """`GET /jobs/status?job_ids=a,b,c&include_progress=false`."""
+
+    job_ids = Ids(most=200, required=True)
+    include_progress = QueryFlag()
+
+
+class ManySchema(Schema):
+    """`POST /jobs/status`."""
+
+    job_ids = Ids(most=500, required=True)
+    include_progress = Flag(load_default=False)
+
+
+class BatchQuerySchema(Schema):
+    """`GET /jobs/batch/{id}?include_progress=`."""
+
+    include_progress = QueryFlag()

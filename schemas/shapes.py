@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from service.batch import Batch, BatchJob
 from service.job import COMPLETED, Job, operation_of
 
 
@@ -52,6 +53,36 @@ def shape_b(job: Job) -> dict[str, Any]:
         "error_details": job.error_details,
         **_times(job),
     }
+
+
+def batch_shape(batch: Batch, *, include_progress: bool) -> dict[str, Any]:
+    """A batch with the first of its jobs; here `progress` is a bare number (0 where nothing is known)."""
+    shape = {
+        "batch_id": batch.id,
+        "status": batch.status,
+        "created_at": rfc3339(batch.created_at),
+        "total_jobs": batch.total,
+        "completed_jobs": batch.completed,
+        "failed_jobs": batch.failed,
+        "cancelled_jobs": batch.cancelled,
+        "overall_progress": batch.percent,
+        "closed": batch.closed,
+        "jobs": [_batch_job(job, include_progress) for job in batch.jobs],
+    }
+    if batch.total > len(batch.jobs):
+        shape["jobs_truncated"] = True
+    return shape
+
+
+def _batch_job(job: BatchJob, include_progress: bool) -> dict[str, Any]:
+    shape: dict[str, Any] = {
+        "job_id": job.id,
+        "status": job.status.lower(),
+        "operation": operation_of(job.type),
+    }
+    if include_progress:
+        shape["progress"] = job.percentage if job.percentage is not None else 0
+    return shape
 
 
 def _times(job: Job) -> dict[str, str]:

@@ -137,6 +137,22 @@ class JobForbidden(Forbidden):
         super().__init__(f"Job {job_id} belongs to another account", job_id=job_id)
 
 
+class BatchNotFound(JobwireError):
+    """The batch does not exist."""
+
+    error_type = "not_found"
+    suggestions = (
+        "Check the batch ID for typos",
+        "Verify that the batch belongs to your account",
+        "A batch begins with the first job that names it",
+    )
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"Batch {batch_id} not found", message=f"Batch with ID '{batch_id}' does not exist", batch_id=batch_id
+        )
+
+
 class ResultNotFound(JobwireError):
     """No result was stored for the job."""
 

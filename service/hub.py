@@ -1,4 +1,4 @@
-"""Who in this process follows which job. One subscription per job, however many follow; a lost message is repaired."""
+"""Who in this process follows which job or batch. One subscription each, however many follow; lost messages are repaired."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import structlog
 
 from service.errors import Unavailable
 from service.stores.event_channel import EventChannel, Notice
-from service.stores.job_table import JobTable
-from service.stores.keys import job_topic
+from service.stores.keys import topic_of
 from service.stores.ready import JobKey
 from service.stores.status_cache import LIFE_LENGTH
+from service.stores.truth import Truth
 
 LINGER_s: Final = 10.0
 """A subscription outlives its last follower by this long: readers come back."""
@@ -41,11 +41,11 @@ class Follower(Protocol):
 class Hub:
     """Subscribe, await the acknowledgement, then read: `follow` does the first two, the follower reads inside it."""
 
-    def __init__(self, channel: EventChannel, table: JobTable, life: Callable[[], str]) -> None:
+    def __init__(self, channel: EventChannel, truth: Truth, life: Callable[[], str]) -> None:
         """`life`: of what this process reads; see StatusCache."""
         self._life = life
         self._channel = channel
-        self._table = table
+        self._truth = truth
         self._followers: dict[JobKey, set[Follower]] = {}
         self._keys: dict[bytes, JobKey] = {}
         self._lingering: dict[JobKey, asyncio.TimerHandle] = {}
@@ -56,7 +56,7 @@ class Hub:
     @asynccontextmanager
     async def follow(self, key: JobKey, follower: Follower) -> AsyncIterator[None]:
         """While inside, `follower` hears every change that is announced; what it reads inside is missed by none."""
-        topic = job_topic(*key)
+        topic = topic_of(key)
         self._keys[topic] = key
         self._followers.setdefault(key, set()).add(follower)
         if (lingering := self._lingering.pop(key, None)) is not None:
@@ -104,6 +104,8 @@ class Hub:
                 follower.resync()
             return
         notice = Notice.decode(message[LIFE_LENGTH:])
+        if notice.key != key:  # a job's change on its batch's topic
+            return
         for follower in followers:
             follower.hear(notice)
 
@@ -116,7 +118,7 @@ class Hub:
         keys = [key for key, followers in self._followers.items() if followers]
         if not keys:
             return
-        for key, version in zip(keys, await self._table.versions(keys), strict=True):
+        for key, version in zip(keys, await self._truth.versions(keys), strict=True):
             for follower in tuple(self._followers.get(key, ())):
                 if version is None or version > follower.version:
                     self.repaired += 1

@@ -25,6 +25,7 @@ STATUS_TABLE: Final[Mapping[type[JobwireError], tuple[int, str]]] = {
     errors.JobNotFound: (404, "Job not found"),
     errors.JobExpired: (404, "Job not found"),
     errors.JobDeleted: (404, "Job not found"),
+    errors.BatchNotFound: (404, "Batch not found"),
     errors.ResultNotFound: (404, "Result not found"),
     errors.UnknownPath: (404, "Nothing here"),
     errors.MethodNotAllowed: (405, "Method not allowed"),

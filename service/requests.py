@@ -9,8 +9,8 @@ import orjson
 from aiohttp import web
 from marshmallow import Schema, ValidationError
 
-from service.errors import JobNotFound, Malformed, TooLarge, UnsupportedMediaType, ValidationFailed
-from service.job import is_job_id
+from service.errors import BatchNotFound, JobNotFound, Malformed, TooLarge, UnsupportedMediaType, ValidationFailed
+from service.job import JOB_ID, is_job_id
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -123,6 +123,14 @@ def job_id_of(request: web.Request) -> str:
     if not is_job_id(job_id):
         raise JobNotFound(job_id)
     return job_id
+
+
+def batch_id_of(request: web.Request) -> str:
+    """The batch that the path names. Raises BatchNotFound for what cannot be the id of any batch."""
+    batch_id = request.match_info["batch_id"]
+    if not JOB_ID.match(batch_id):
+        raise BatchNotFound(batch_id)
+    return batch_id
 
 
 def query(request: web.Request, schema: Schema) -> Any:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, cast
 
-from service.errors import RedisAway, Unavailable, absent_job
+from service.errors import JobNotFound, JobwireError, RedisAway, Unavailable, absent_job
+from service.job import is_job_id
 from service.stores.connections import Postgres
-from service.stores.job_table import JobTable
 from service.stores.joined_reads import JoinedReads
 from service.stores.ready import Absence, JobKey, Ready, ReadyAnswer
 from service.stores.status_cache import Miss, Newer, NothingNewer, StatusCache, Unverified
 from service.stores.status_memory import StatusMemory
+from service.stores.truth import Truth
 
 
 class StatusReader:
@@ -21,11 +22,11 @@ class StatusReader:
     `from_memory`, `from_redis`, `from_postgres` count where answers came from.
     """
 
-    def __init__(self, postgres: Postgres, table: JobTable, cache: StatusCache, memory: StatusMemory) -> None:
+    def __init__(self, postgres: Postgres, truth: Truth, cache: StatusCache, memory: StatusMemory) -> None:
         self._postgres = postgres
         self._cache = cache
         self._memory = memory
-        self._truth = JoinedReads(table)
+        self._truth = JoinedReads(truth.read)
         self._tasks: set[asyncio.Task[None]] = set()
         self.from_memory = self.from_redis = self.from_postgres = 0
 
@@ -47,6 +48,24 @@ class StatusReader:
             self.from_memory += 1
             return held
         return self._present(key, await self._beyond_memory(key, held, reading))
+
+    async def read_many(self, account_id: int, job_ids: Sequence[str]) -> list[ReadyAnswer | JobwireError]:
+        """Each as `read` would have it, in the order asked; what is wrong with one job stands in its place.
+
+        All begin in one turn of the event loop, so they are one trip to Redis and one read of Postgres for the rest.
+        Raises Unavailable.
+        """
+        reads = (self._read_if_job(account_id, job_id) for job_id in job_ids)
+        ends = await asyncio.gather(*reads, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException) and (isinstance(end, Unavailable) or not isinstance(end, JobwireError)):
+                raise end
+        return cast("list[ReadyAnswer | JobwireError]", ends)
+
+    async def _read_if_job(self, account_id: int, job_id: str) -> ReadyAnswer:
+        if not is_job_id(job_id):
+            raise JobNotFound(job_id)
+        return await self.read(account_id, job_id)
 
     async def close(self) -> None:
         """Waits for what is in flight."""

@@ -17,6 +17,9 @@ from service.status_reader import StatusReader
 from service.stores.ready import ReadyAnswer
 
 STALE: Final = '110 - "Response is Stale"'
+JSON_HEADERS: Final = CIMultiDict(
+    {"Content-Type": "application/json; charset=utf-8", "Cache-Control": "private, no-cache"}
+)
 _SHOWN_INLINE: Final = ("application/json", "text/plain")
 _HISTORY_QUERY: Final = HistoryQuerySchema()
 _NOTHING: Final = NothingSchema()
@@ -66,7 +69,7 @@ class Polling:
         asked = query(request, _HISTORY_QUERY)
         changes, more = await self._results.history(caller.account_id, job_id, asked["after_version"], asked["limit"])
         body = {"job_id": job_id, "history": [_on_the_wire(change) for change in changes], "has_more": more}
-        return web.Response(body=orjson.dumps(body), headers=_json_headers())
+        return web.Response(body=orjson.dumps(body), headers=JSON_HEADERS.copy())
 
     async def _read(self, request: web.Request, caller: Caller) -> tuple[ReadyAnswer, int | None]:
         """The job, and how many seconds the client let us wait for it (None: it did not)."""
@@ -79,14 +82,21 @@ class Polling:
         return await self._reader.read(caller.account_id, job_id), None
 
     def _respond(self, request: web.Request, answer: ReadyAnswer, body: bytes, waited_s: int | None) -> web.Response:
-        headers = answer.headers.copy()
-        if waited_s is not None:
-            headers["Preference-Applied"] = f"wait={waited_s}"
-        if self._reader.may_be_stale:
-            headers["Warning"] = STALE
-        if none_match(request, answer.etag):
-            return web.Response(status=304, headers=headers)
-        return web.Response(body=body, headers=headers)
+        return respond(request, answer, body, waited_s=waited_s, may_be_stale=self._reader.may_be_stale)
+
+
+def respond(
+    request: web.Request, answer: ReadyAnswer, body: bytes, *, waited_s: int | None, may_be_stale: bool
+) -> web.Response:
+    """A ready answer as a response: 304 where the client has it."""
+    headers = answer.headers.copy()
+    if waited_s is not None:
+        headers["Preference-Applied"] = f"wait={waited_s}"
+    if may_be_stale:
+        headers["Warning"] = STALE
+    if none_match(request, answer.etag):
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=body, headers=headers)
 
 
 def _refuse_query(request: web.Request) -> None:
@@ -98,5 +108,3 @@ def _on_the_wire(change: dict[str, Any]) -> dict[str, Any]:
     return {**change, "at": rfc3339(change["at"])}
 
 
-def _json_headers() -> CIMultiDict[str]:
-    return CIMultiDict({"Content-Type": "application/json; charset=utf-8", "Cache-Control": "private, no-cache"})

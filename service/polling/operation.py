@@ -11,7 +11,7 @@ from service.errors import NoResult, NotFinished, ResultNotFound
 from service.hub import Hub
 from service.job import COMPLETED, FINISHED
 from service.status_reader import StatusReader
-from service.stores.event_channel import DELETED, Notice
+from service.stores.event_channel import BATCH_CHANGED, DELETED, Notice
 from service.stores.job_table import JobTable, StoredResult
 from service.stores.ready import ReadyAnswer
 
@@ -58,12 +58,13 @@ class Waker:
 
     def is_satisfied_by(self, answer: ReadyAnswer) -> bool:
         """Whether this is what it waits for."""
-        return answer.status in FINISHED if self._known_etag is None else answer.etag != self._known_etag
+        return answer.finished if self._known_etag is None else answer.etag != self._known_etag
 
     def hear(self, notice: Notice) -> None:
         """Wakes up for a newer version or, waiting for the end, for a finished one."""
         ends = notice.status in FINISHED or notice.status == DELETED
-        if notice.version > self.version and (ends or self._known_etag is not None):
+        newer = notice.version > self.version and (ends or self._known_etag is not None)
+        if newer or notice.status == BATCH_CHANGED:
             self._woken.set()
 
     def resync(self) -> None:

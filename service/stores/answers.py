@@ -6,9 +6,11 @@ from typing import Final
 
 import orjson
 
-from schemas.shapes import shape_a, shape_b
+from schemas.shapes import batch_shape, shape_a, shape_b
+from service.batch import Batch
 from service.job import Job, epoch_ms
-from service.stores.event_channel import DELETED, Notice
+from service.stores.event_channel import BATCH_CHANGED, DELETED, Notice
+from service.stores.keys import batch_key, topic_of
 from service.stores.ready import ReadyAnswer
 from service.stores.status_cache import Change
 
@@ -26,6 +28,26 @@ def ready_answer(job: Job) -> ReadyAnswer:
         shape_a=orjson.dumps(shape_a(job)),
         shape_b=orjson.dumps(shape_b(job)),
     )
+
+
+def ready_batch(batch: Batch, *, include_progress: bool = False) -> ReadyAnswer:
+    """A batch as bytes (there is one shape), with its ETag and headers; with progress the ETag says too little."""
+    return ReadyAnswer(
+        version=batch.version,
+        changed_ms=epoch_ms(batch.changed_at),
+        status=batch.status,
+        retry_after_s=None if batch.over else SOONEST_RETRY_s,
+        shape_a=orjson.dumps(batch_shape(batch, include_progress=include_progress)),
+        shape_b=b"",
+    )
+
+
+def batch_change_of(account_id: int, batch_id: str) -> Change:
+    """What Redis is told when a batch changed: to forget what it holds. The next reader makes the answer anew,
+    so that a batch of thousands costs its writers nothing."""
+    key = batch_key(account_id, batch_id)
+    notice = Notice(*key, 0, BATCH_CHANGED, 0, False, batch_id, [], b"")
+    return Change(*key, 0, None, [topic_of(key)], notice.encode())
 
 
 def notice_of(job: Job, answer: ReadyAnswer) -> Notice:

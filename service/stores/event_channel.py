@@ -22,6 +22,7 @@ SILENT_FOR_s: Final = 3.0
 RECONNECT_EVERY_s: Final = 0.25
 
 DELETED: Final = "deleted"
+BATCH_CHANGED: Final = "batch"
 
 _NOT_YET: Final = object()
 _log = structlog.get_logger(__name__)
@@ -65,6 +66,11 @@ class Notice:
         head, _, body = message.partition(b"\n")
         account_id, job_id, version, status, changed_ms, stalled, batch_id, tags = orjson.loads(head)
         return cls(account_id, job_id, version, status, changed_ms, stalled, batch_id, tags, body)
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Of the job, or of the batch, that changed."""
+        return self.account_id, self.job_id
 
     @property
     def topics(self) -> list[bytes]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
-from service.job import Job
-from service.stores.answers import ready_answer
-from service.stores.job_table import JobTable
 from service.stores.ready import JobKey, Ready
+
+ReadAll = Callable[[Sequence[JobKey]], Awaitable[list[Ready]]]
 
 
 class JoinedReads:
     """A miss joins the next read that has not been sent yet, never one in flight: that may have looked too early."""
 
-    def __init__(self, table: JobTable) -> None:
-        self._table = table
+    def __init__(self, read_all: ReadAll) -> None:
+        """`read_all`: reads any number of keys, in the order given."""
+        self._read_all = read_all
         self._next: dict[JobKey, asyncio.Future[Ready]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -41,11 +42,11 @@ class JoinedReads:
         """Runs in the next turn of the loop, so all misses of this one are in it."""
         waiting, self._next = self._next, {}
         try:
-            found = await self._table.read(list(waiting))
+            found = await self._read_all(list(waiting))
         except Exception as error:
             for future in waiting.values():
                 future.set_exception(error)
                 future.exception()  # seen, even where every caller has gone
         else:
-            for future, job in zip(waiting.values(), found, strict=True):
-                future.set_result(ready_answer(job) if isinstance(job, Job) else job)
+            for future, ready in zip(waiting.values(), found, strict=True):
+                future.set_result(ready)

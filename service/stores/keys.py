@@ -27,6 +27,25 @@ def status_key(account_id: int, job_id: str) -> bytes:
     return b"jw:{%d}:status:%s" % (crc_hqx(name, 0) % TAGS, name)
 
 
+_BATCH: Final = "batch/"  # no job id holds a slash
+
+
+def batch_key(account_id: int, batch_id: str) -> tuple[int, str]:
+    """The key of a batch among the keys of jobs (account id, job id): batches are cached and followed as jobs are."""
+    return account_id, _BATCH + batch_id
+
+
+def batch_of(key: tuple[int, str]) -> str | None:
+    """The batch id, where a key is a batch's."""
+    return key[1].removeprefix(_BATCH) if key[1].startswith(_BATCH) else None
+
+
+def topic_of(key: tuple[int, str]) -> bytes:
+    """Where changes of a job, or of a batch, are announced."""
+    batch_id = batch_of(key)
+    return job_topic(*key) if batch_id is None else batch_topic(key[0], batch_id)
+
+
 def job_topic(account_id: int, job_id: str) -> bytes:
     """Where changes of one job are announced."""
     return b"jw:job:%d:%s" % (account_id, job_id.encode())

@@ -47,6 +47,11 @@ class ReadyAnswer:
         if self.retry_after_s is not None:
             self.headers["Retry-After"] = str(self.retry_after_s)
 
+    @property
+    def finished(self) -> bool:
+        """Nothing more will happen: nobody is asked to come back."""
+        return self.retry_after_s is None
+
     def encode(self) -> bytes:
         """The payload: `<changed_ms> <status> <retry_after_s or ->`, shape A, shape B, one line each."""
         retry_after = _NONE if self.retry_after_s is None else self.retry_after_s
