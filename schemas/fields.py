@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 from marshmallow import ValidationError, fields, validate
@@ -11,6 +13,12 @@ from marshmallow import ValidationError, fields, validate
 DEEPEST = 32
 LARGEST_NUMBER = 2**63
 LARGEST_INT = 2**31 - 1
+
+_INSTANT = re.compile(
+    r"(\d{4})-?(\d\d)-?(\d\d)"
+    r"(?:[T ](\d\d):?(\d\d)(?::?(\d\d)(?:[.,](\d{1,12}))?)?(?:\s*Z|\s*([+ -])(\d\d):?([0-5]\d)?)?)?",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 class Text(fields.String):
@@ -33,6 +41,41 @@ class Count(fields.Integer):
 
     def __init__(self, *, least: int = 0, most: int = LARGEST_INT, **options: Any) -> None:
         super().__init__(strict=True, validate=validate.Range(min=least, max=most), **options)
+
+
+class Digits(fields.Field[int]):
+    """A whole number from `least` to `most` in a query, written in plain digits."""
+
+    def __init__(self, *, least: int, most: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.least, self.most = least, most
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        plain = value.isascii() and value.isdigit() and len(value) <= 10
+        if not plain or not self.least <= int(value) <= self.most:
+            raise ValidationError(f"Must be a whole number from {self.least} to {self.most}.")
+        return int(value)
+
+
+class Instant(fields.Field[datetime]):
+    """A time in a query, RFC 3339 or ISO 8601, to the microsecond. Without an offset it is UTC; a date is its midnight.
+
+    A `+` that arrived as a space is understood. What is finer than a microsecond is cut off or, with `round_up`,
+    rounded up: either way no stored time (whole milliseconds) changes sides of the bound.
+    """
+
+    def __init__(self, *, round_up: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.round_up = round_up
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> datetime:
+        written = _INSTANT.fullmatch(value)
+        try:
+            if written is None:
+                raise ValueError(value)
+            return _instant(written, self.round_up)
+        except (ValueError, OverflowError):
+            raise ValidationError("Must be a time such as 2024-01-15T10:30:00.000Z.") from None
 
 
 class Percentage(fields.Field[float | int]):
@@ -78,6 +121,18 @@ def refuse_unstorable(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValidationError("Must not contain lone surrogates.") from None
+
+
+def _instant(written: re.Match[str], round_up: bool) -> datetime:
+    """Raises ValueError and OverflowError for what no calendar has."""
+    year, month, day, hour, minute, second = (int(part or 0) for part in written.groups()[:6])
+    fraction, sign, offset_hours, offset_minutes = written.groups()[6:]
+    offset = timedelta(hours=int(offset_hours or 0), minutes=int(offset_minutes or 0))
+    microseconds = int((fraction or "")[:6].ljust(6, "0"))
+    zone = timezone(-offset if sign == "-" else offset)
+    at = datetime(year, month, day, hour, minute, second, microseconds, zone).astimezone(UTC)
+    finer = round_up and (fraction or "")[6:].strip("0")
+    return at + timedelta(microseconds=1) if finer else at
 
 
 def _at_most_4_kib(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from service.batch import Batch, BatchJob
-from service.job import COMPLETED, Job, operation_of
+from service.job import COMPLETED, Job, ListedJob, operation_of
 
 
 def rfc3339(at: datetime) -> str:
@@ -52,6 +52,27 @@ def shape_b(job: Job) -> dict[str, Any]:
         "progress": job.progress,
         "error_details": job.error_details,
         **_times(job),
+    }
+
+
+def list_row(job: ListedJob) -> dict[str, Any]:
+    """One job of a page; every key is always there."""
+    return {
+        "job_id": job.id,
+        "status": job.status.lower(),
+        "operation": operation_of(job.type),
+        "type": job.type,
+        "created_at": rfc3339(job.created_at),
+        "updated_at": rfc3339(job.updated_at),
+        "completed_at": None if job.completed_at is None else rfc3339(job.completed_at),
+        "file_count": job.file_count,
+        "tags": job.tags,
+        "batch_id": job.batch_id,
+        "user_id": job.user_id,
+        "pdf_name": job.pdf_name,
+        "progress": job.progress,
+        "error_details": job.error_details,
+        "version": job.version,
     }
 
 

@@ -12,11 +12,15 @@ import structlog
 from aiohttp import web
 
 from service.authentication import Door
+from service.cors import Cors, preflight_middleware
 from service.errors import RedisAway, Unavailable
 from service.health import Health
 from service.hub import Hub
 from service.limiting.addresses import networks
 from service.limiting.limiter import Limiter
+from service.listing.cursor import Cursors
+from service.listing.handler import Listing
+from service.listing.operation import Pages
 from service.middlewares import STATUS_OF, RequestIds, request_middleware
 from service.polling.handler import Polling
 from service.polling.operation import ResultReader, Waiting
@@ -36,6 +40,7 @@ from service.stores.key_memory import KeyMemory
 from service.stores.key_table import KeyTable
 from service.stores.limit_log import LimitLog
 from service.stores.outbox_table import OutboxTable
+from service.stores.page_table import PageTable
 from service.stores.public_memory import PublicMemory
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import StatusCache
@@ -47,6 +52,7 @@ KEYS_CHECKED_EVERY_s: Final = 1.0
 PROCESSES_COUNTED_EVERY_s: Final = 5.0
 
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
+CORS: Final = web.AppKey("cors", Cors)
 
 _log = structlog.get_logger(__name__)
 
@@ -95,10 +101,15 @@ def make_app(settings: Settings) -> web.Application:
         client_max_size=RESULT_LIMIT,
     )
     app[REQUEST_IDS] = request_ids
+    if settings.cors_origins:  # without them no response pays for it
+        app[CORS] = cors = Cors(settings.cors_origins)
+        app.middlewares.append(preflight_middleware(cors))
+        app.on_response_prepare.append(cors.mark_response)
     app.add_routes(
         routes(
             Door(keys, public, limiter, networks(settings.trusted_proxies)),
             Polling(reader, ResultReader(jobs, reader), waiting),
+            Listing(Pages(PageTable(postgres), Cursors(settings.secrets))),
             Streaming(streams),
             Writing(reporting, STATUS_OF),
             Health(postgres, settings.database_url, cache),

@@ -94,6 +94,26 @@ class Job:
 
 
 @dataclass(slots=True)
+class ListedJob:
+    """One job as a page of a list shows it. Times are aware and in UTC, to the millisecond."""
+
+    id: str
+    status: str
+    type: str
+    created_at: datetime
+    updated_at: datetime
+    completed_at: datetime | None
+    file_count: int | None
+    tags: list[str]
+    batch_id: str | None
+    user_id: str | None
+    pdf_name: str | None
+    progress: dict[str, Any]
+    error_details: dict[str, Any] | None
+    version: int
+
+
+@dataclass(slots=True)
 class NewJob:
     """A job as its producer describes it."""
 
@@ -156,6 +176,11 @@ def type_of(word: str) -> str:
 def operation_of(job_type: str) -> str:
     """The operation (shape B) of a type; a producer's own type is its own operation."""
     return OPERATION_OF_TYPE.get(job_type, job_type)
+
+
+def types_of(operation: str) -> tuple[str, ...]:
+    """The types that an operation (shape B) stands for: `split` is splitting and chunking."""
+    return tuple(known for known, named in OPERATION_OF_TYPE.items() if named == operation) or (operation,)
 
 
 def epoch_ms(at: datetime) -> int:

@@ -6,12 +6,15 @@ from aiohttp import web
 
 from service.authentication import Door
 from service.health import Health
+from service.listing.handler import Listing
 from service.polling.handler import Polling
 from service.reporting.handler import Writing
 from service.streaming.handler import Streaming
 
 
-def routes(door: Door, polling: Polling, streaming: Streaming, writing: Writing, health: Health) -> list[web.RouteDef]:
+def routes(
+    door: Door, polling: Polling, listing: Listing, streaming: Streaming, writing: Writing, health: Health
+) -> list[web.RouteDef]:
     """The table of the service. Literal paths come before `{job_id}`."""
     polls, reads, streams, writes = door.polls, door.reads, door.streams, door.writes
     return [
@@ -19,6 +22,7 @@ def routes(door: Door, polling: Polling, streaming: Streaming, writing: Writing,
         web.get("/healthz", health.healthz),
         web.get("/readyz", health.readyz),
         # reading
+        web.get("/jobs", reads(listing.jobs, "list")),
         web.get("/jobs/{job_id}", polls(polling.job, public=True)),
         web.get("/jobs/{job_id}/status", polls(polling.status, public=True)),
         web.get("/jobs/{job_id}/result", polls(polling.result)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -13,6 +14,7 @@ from environs import Env, EnvValidationError, ValidationError, validate
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 SECRET_LENGTH: Final = 32
+ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
 class BadSettings(Exception):
@@ -37,6 +39,7 @@ class Settings:
     memory_bytes: int
     max_streams_per_key: int
     trusted_proxies: tuple[str, ...]
+    cors_origins: tuple[str, ...]
     access_log: bool
     log_level: str
     data_folder: Path
@@ -64,6 +67,9 @@ class Settings:
             memory_bytes=env.int("JOBWIRE_MEMORY_BYTES", default=256 * 2**20, validate=validate.Range(min=2**20)),
             max_streams_per_key=env.int("JOBWIRE_MAX_STREAMS_PER_KEY", default=100, validate=validate.Range(min=1)),
             trusted_proxies=tuple(env.list("JOBWIRE_TRUSTED_PROXIES", default=[], validate=_each_is_a_network) or ()),
+            cors_origins=tuple(
+                env.list("JOBWIRE_CORS_ORIGINS", default=[], subcast=str.strip, validate=_each_is_an_origin) or ()
+            ),
             access_log=env.bool("JOBWIRE_ACCESS_LOG", default=False),
             log_level=env.str("JOBWIRE_LOG_LEVEL", default="info", validate=validate.OneOf(LOG_LEVELS)),
             data_folder=Path(env.str("JOBWIRE_DATA", default=".data")),
@@ -83,6 +89,15 @@ def _each_is_a_network(written: list[str]) -> None:
             ip_network(one.strip())
         except ValueError as error:
             raise ValidationError(f"{error}; write addresses or ranges such as 10.0.0.0/8") from error
+
+
+def _each_is_an_origin(written: list[str]) -> None:
+    """As browsers send them: another spelling would never match."""
+    for one in written:
+        if one != "*" and not ORIGIN.fullmatch(one):
+            raise ValidationError(
+                f"{one!r} is no origin; write https://app.example.com, lower case, without a path, or *"
+            )
 
 
 def _raise_all(env: Env, missing: list[str]) -> None:

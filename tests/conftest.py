@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, settings
+from redis import Redis
 
 from service.embedded import Server, start_postgres, start_redis
 from service.identity import READ, WRITE
@@ -88,8 +89,11 @@ _redis_databases = itertools.cycle(range(1, 15))
 
 @pytest.fixture
 def redis_url(redis_server: Server) -> str:
-    """A Redis database that no neighbouring test uses."""
-    return re.sub(r"/0$", f"/{next(_redis_databases)}", redis_server.url)
+    """A Redis database that no neighbouring test uses, without what an earlier one has used up of a limit."""
+    url = re.sub(r"/0$", f"/{next(_redis_databases)}", redis_server.url)
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+    return url
 
 
 @pytest.fixture
