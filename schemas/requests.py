@@ -189,3 +189,9 @@ class HistoryQuerySchema(Schema):
 
     limit = fields.Integer(validate=validate.Range(min=1, max=1000), load_default=100)
     after_version = fields.Integer(validate=validate.Range(min=0, max=2**53), load_default=0)
+
+
+class EventsQuerySchema(Schema):
+    """`GET /jobs/{id}/events?last_event_id=`. Whatever is no id of ours means: nothing was read yet."""
+
+    last_event_id = fields.String(load_default=None)

@@ -105,7 +105,10 @@ class Hub:
             return
         notice = Notice.decode(message[LIFE_LENGTH:])
         for follower in followers:
-            follower.hear(notice)
+            if notice.version:
+                follower.hear(notice)
+            else:  # the relay knows that a job is gone, and no more
+                follower.resync()
 
     def _resync_all(self) -> None:
         for followers in self._followers.values():

@@ -6,6 +6,7 @@ import uuid
 
 import aiohttp
 import pytest
+from redis.asyncio import Redis
 
 from service.identity import WRITE
 from service.limiting.addresses import client_address, networks
@@ -29,6 +30,13 @@ async def create_public(client, **fields):
 async def report(client, job_id, **said):
     reported = await client.patch(f"/jobs/{job_id}", json=said)
     assert reported.status == 200, await reported.text()
+
+
+@pytest.fixture(autouse=True)  # before `client`
+async def empty_redis(redis_url):
+    """What our address has used up in another test is not ours."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
 
 
 @pytest.fixture

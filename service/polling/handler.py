@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -73,7 +74,8 @@ class Polling:
         _refuse_query(request)
         job_id = job_id_of(request)
         if PREFER in request.headers and (wait_s := wait_preference(request, LONGEST_WAIT_s)) is not None:
-            waker = Waker(known_etag=request.headers.get(hdrs.IF_NONE_MATCH))
+            conditional = hdrs.IF_NONE_MATCH in request.headers
+            waker = Waker(is_known=partial(none_match, request) if conditional else None)
             on_hangup(request, waker.give_up)
             return await self._waiting.read(caller.account_id, job_id, waker, wait_s), wait_s
         return await self._reader.read(caller.account_id, job_id), None
