@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 
 from service.errors import Unavailable
+
+SILENCE_s: Final = 1.0
+"""After this long without any answer Postgres counts as away; a statement may wait for longer."""
+
+CANCELLING_s: Final = 1.0
+"""How long Postgres may take to confirm that it gave up a statement, before we give up the connection."""
 
 Connection = asyncpg.pool.PoolConnectionProxy
 
@@ -28,6 +35,8 @@ _UNREACHABLE = (
 _NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError)
 _BUSY = (asyncpg.LockNotAvailableError, asyncpg.exceptions.TransactionRollbackError)
 
+# A process that stands still, or is cut off, must not hold its locks for longer than a moment.
+_BEGIN = "begin; set local idle_in_transaction_session_timeout = '2s'"
 _IDENTITY = """
 select concat_ws(':', system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), d.oid)
 from pg_control_system(), pg_database d where d.datname = current_database()
@@ -41,7 +50,6 @@ class Postgres:
     """A pool that opens when first used, so that the service starts, and answers from Redis, while Postgres is away.
 
     `identity` names the cluster, its timeline and the database: it changes when Postgres is restored or fails over.
-    `reachable` is what the last statement found.
     """
 
     def __init__(self, url: str, *, pool_size: int, prepared_statements: bool, timeout_s: float) -> None:
@@ -51,8 +59,14 @@ class Postgres:
         self._timeout_s = timeout_s
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self.identity = ""
-        self.reachable = False
+        self._answers = False
+        self._answered_at = 0.0
         self.on_identity: list[Callable[[str], None]] = []
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the last statement was answered, and lately: the relay asks something every quarter of a second."""
+        return self._answers and time.monotonic() - self._answered_at < SILENCE_s
 
     async def open(self) -> None:
         """Makes the pool; connects nowhere yet."""
@@ -85,15 +99,28 @@ class Postgres:
         """One connection. Raises Unavailable for everything that is Postgres's trouble and not the statement's."""
         assert self._pool is not None, "open() comes first"
         with self._as_our_errors():
-            async with self._pool.acquire(timeout=self._timeout_s) as connection:
+            connection = await self._pool.acquire(timeout=self._timeout_s)
+            try:
                 yield connection
-                self.reachable = True
+                self._answers, self._answered_at = True, time.monotonic()
+            finally:
+                await self._pool.release(connection, timeout=CANCELLING_s)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection[asyncpg.Record]]:
         """One connection inside a transaction."""
-        async with self.connection() as connection, connection.transaction():
-            yield connection
+        async with self.connection() as connection:
+            await connection.execute(_BEGIN)
+            try:
+                yield connection
+            except TimeoutError:
+                # Nothing is committed. A rollback would wait for the same silence; Postgres does it for a lost client.
+                connection.terminate()
+                raise
+            except BaseException:
+                await connection.execute("rollback")
+                raise
+            await connection.execute("commit")
 
     async def fetch(self, statement: str, *values: Any) -> list[asyncpg.Record]:
         """All rows of one statement."""
@@ -128,7 +155,7 @@ class Postgres:
         except _UNREACHABLE as error:
             if isinstance(error, ValueError):  # asyncpg's word for a value that does not fit: our fault, not Postgres's
                 raise
-            self.reachable = False
+            self._answers = False
             raise Unavailable() from error
         except _NOT_MIGRATED as error:
             raise Unavailable("The database lacks our tables: run `python -m service migrate` first.") from error

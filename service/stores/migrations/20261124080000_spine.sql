@@ -65,6 +65,7 @@ create table jobs (
   notification        jsonb,
   webhook_url         text,
   result_id           bigint,
+  result_digest       bytea,
   primary key (account_id, id),
   constraint id_is_well_formed check (id ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$'),
   constraint status_is_known check (status in ('queued', 'PROCESSING', 'COMPLETED', 'FAILED', 'CANCELLED')),
@@ -78,7 +79,9 @@ create table jobs (
   constraint percentage_is_a_percentage check ((progress->'percentage')::numeric between 0 and 100),
   constraint only_processing_stalls check (not stalled or status = 'PROCESSING'),
   constraint stalled_action_is_known check (stalled_action in ('mark', 'fail')),
-  constraint heartbeat_timeout_is_positive check (heartbeat_timeout_s > 0)
+  constraint heartbeat_timeout_is_positive check (heartbeat_timeout_s > 0),
+  constraint result_has_a_digest check ((result_id is null) = (result_digest is null)),
+  constraint digest_is_sha256 check (octet_length(result_digest) = 32)
 ) with (fillfactor = 75);
 
 -- No index here holds a column that mere progress changes: such updates stay on their page (HOT).
@@ -94,15 +97,14 @@ comment on column jobs.heartbeat_timeout_s is 'A PROCESSING job silent for longe
 comment on column jobs.progress is 'percentage, message, step, files_completed, total_files, queue_position; parts unknown are absent.';
 comment on column jobs.notification is '{email, events, include_summary}: whom to mail, and when.';
 comment on column jobs.result_id is 'The present result; results are written before the job is locked, so this is what makes one count.';
+comment on column jobs.result_digest is 'SHA-256 of the result and its content type. It stands here because what is compared must be read under the lock.';
 comment on index jobs_by_id is 'Answers "does only another account have it?" (403 instead of 404).';
 
 create table results (
   id           bigint generated always as identity primary key,
   content_type text not null,
-  digest       bytea not null,
   body         bytea not null,
-  stored_at    timestamptz(3) not null default clock_timestamp(),
-  constraint digest_is_sha256 check (octet_length(digest) = 32)
+  stored_at    timestamptz(3) not null default clock_timestamp()
 );
 alter table results alter column body set storage external;
 comment on table results is 'Result bytes. A row counts once a job points to it (jobs.result_id).';
@@ -300,15 +302,15 @@ with item as materialized (                     -- locks are taken in the order 
          greatest(date_trunc('milliseconds', clock_timestamp()), h.changed_at) as at,     -- read under the lock, so versions and times agree
          case when h.retry then '{}'
               when h.new_progress is not null or h.to_status <> h.status
-              then merge_progress(h.progress, coalesce(h.new_progress, '{}'), h.to_status = 'queued' and h.status <> 'queued', coalesce(h.to_status, h.status))
+              then merge_progress(h.progress, coalesce(h.new_progress, '{}'), coalesce(h.to_status = 'queued' and h.status <> 'queued', false), coalesce(h.to_status, h.status))
               else h.progress end as next_progress,
          case when h.new_metadata is not null then merge_top_level(h.metadata, h.new_metadata) else h.metadata end as next_metadata,
-         case when h.new_result is not null and h.result_id is not null then (select r.digest = h.new_digest from results r where r.id = h.result_id) end as same_result
+         h.new_digest = h.result_digest as same_result
   from held h
 ), verdict as materialized (
   select m.*, t.expired_at as gone_expired_at, case
       when m.id is null then case when t.id is not null then case when t.expired_at is null then 'deleted' else 'expired' end
-                                  when exists (select from jobs x where x.id = m.item_id) then 'forbidden' else 'not_found' end
+                                  when exists (select from jobs x where x.id = m.item_id and x.account_id <> m.item_account) then 'forbidden' else 'not_found' end
       when m.if_match <> '*' and not format('"%s-%s"', m.version, (extract(epoch from m.changed_at) * 1000)::bigint) = any (string_to_array(m.if_match, ',')) then 'precondition_failed'
       when m.of_attempt < m.attempt then 'stale_attempt'
       when m.of_attempt > m.attempt then 'unknown_attempt'
@@ -338,7 +340,8 @@ with item as materialized (                     -- locks are taken in the order 
         then coalesce(j.expires_at, v.at + (select a.retention from accounts a where a.id = j.account_id)) end,
       error = case when v.next_status in ('FAILED', 'CANCELLED') then coalesce(j.error, v.new_error) end,
       error_details = case when v.next_status in ('FAILED', 'CANCELLED') then coalesce(j.error_details, v.new_details) end,
-      result_id = case when v.retry then null when v.outcome = 'changed' then coalesce(v.new_result, j.result_id) else j.result_id end
+      result_id = case when v.retry then null when v.outcome = 'changed' then coalesce(v.new_result, j.result_id) else j.result_id end,
+      result_digest = case when v.retry then null when v.outcome = 'changed' then coalesce(v.new_digest, j.result_digest) else j.result_digest end
     from verdict v
     where j.account_id = v.account_id and j.id = v.id and (v.outcome = 'changed' or (v.outcome = 'same' and not v.finished))
     returning v.n, v.outcome, v.status as held_status, v.attempt as held_attempt, j
@@ -360,6 +363,7 @@ create function create_jobs(account int, items jsonb, close_batches text[]) retu
 set plan_cache_mode = force_generic_plan set lock_timeout = '1s' as $$
 declare
   mismatched text;
+  buried text;
   at timestamptz := date_trunc('milliseconds', clock_timestamp());
 begin
   return query
@@ -381,6 +385,13 @@ begin
       returning jobs)
     select 'created', null, i.jobs from inserted i;
 
+  -- An id that was created and deleted while this insert waited for it has a tombstone by now.
+  select t.id into buried from jsonb_to_recordset(items) i(id text) join tombstones t on t.account_id = account and t.id = i.id
+    and t.at > clock_timestamp() - interval '30 days' limit 1;
+  if buried is not null then
+    raise exception 'tombstone' using errcode = 'JW003', detail = buried;
+  end if;
+
   -- The trigger has locked these batches already, so what follows cannot wait.
   with announced as (
     select i.batch_id, min(i.batch_size) as size, count(distinct i.batch_size) as sizes
@@ -398,7 +409,7 @@ begin
 end $$;
 comment on function create_jobs is
   'All jobs of one request, or none. Rows that say already_exists or tombstone: nothing was written. '
-  'Raises JW001 (batch is closed, its id in detail) or JW002 (batch_size disagrees, id in detail).';
+  'Raises JW001 (batch is closed), JW002 (batch_size disagrees) or JW003 (the id was deleted meanwhile), each with the id in detail.';
 
 create function delete_job(account int, job_id text, if_match text) returns table (outcome text, gone_expired_at timestamptz, version bigint, batch_id text, xid text) language plpgsql
 set lock_timeout = '1s' as $$
