@@ -188,7 +188,7 @@ async def write(connection: asyncpg.Connection, prefix: str) -> None:
         ids, nothing = [item["id"] for item in group], [None] * len(group)
         columns: list[list[Any]] = [[1] * len(group), ids, ["PROCESSING"] * len(group), *[nothing] * 6]
         await connection.fetch(sql["report"], *columns, [False] * len(group), nothing, nothing)
-    result = await connection.fetchval(sql["write_result"], "text/plain", bytes(32), b"")
+    result = await connection.fetchval(sql["write_result"], "text/plain", b"")
     for _ in range(2):
         one: list[list[Any]] = [[1], [items[0]["id"]], ["COMPLETED"], *[[None]] * 6, [False], [result], [bytes(32)]]
         await connection.fetch(sql["report"], *one)

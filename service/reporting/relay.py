@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -42,10 +43,12 @@ class Relay:
     async def run(self) -> None:
         """Until cancelled. Trouble with Postgres is waited out: the rows stay where they are."""
         while True:
+            began_at = time.monotonic()
             try:
                 await self._outbox.sweep()
                 while await self._relay_overdue():
                     pass
+                self._cache.confirm(began_at)
             except Unavailable:
                 pass
             except Exception:

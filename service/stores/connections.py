@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -11,9 +10,6 @@ from typing import Any, Final
 import asyncpg
 
 from service.errors import Unavailable
-
-SILENCE_s: Final = 1.0
-"""After this long without any answer Postgres counts as away; a statement may wait for longer."""
 
 CANCELLING_s: Final = 1.0
 """How long Postgres may take to confirm that it gave up a statement, before we give up the connection."""
@@ -59,14 +55,8 @@ class Postgres:
         self._timeout_s = timeout_s
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self.identity = ""
-        self._answers = False
-        self._answered_at = 0.0
+        self.reachable = False
         self.on_identity: list[Callable[[str], None]] = []
-
-    @property
-    def reachable(self) -> bool:
-        """Whether the last statement was answered, and lately: the relay asks something every quarter of a second."""
-        return self._answers and time.monotonic() - self._answered_at < SILENCE_s
 
     async def open(self) -> None:
         """Makes the pool; connects nowhere yet."""
@@ -102,7 +92,7 @@ class Postgres:
             connection = await self._pool.acquire(timeout=self._timeout_s)
             try:
                 yield connection
-                self._answers, self._answered_at = True, time.monotonic()
+                self.reachable = True
             finally:
                 await self._pool.release(connection, timeout=CANCELLING_s)
 
@@ -155,7 +145,7 @@ class Postgres:
         except _UNREACHABLE as error:
             if isinstance(error, ValueError):  # asyncpg's word for a value that does not fit: our fault, not Postgres's
                 raise
-            self._answers = False
+            self.reachable = False
             raise Unavailable() from error
         except _NOT_MIGRATED as error:
             raise Unavailable("The database lacks our tables: run `python -m service migrate` first.") from error

@@ -185,7 +185,7 @@ class JobTable:
         missing = [
             (report, verdict)
             for report, verdict in zip(reports, verdicts, strict=True)
-            if verdict.outcome == "not_found"
+            if verdict.outcome in ("not_found", "forbidden")
         ]
         if missing:
             found = await self.read([(report.account_id, report.id) for report, _ in missing])
