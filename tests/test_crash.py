@@ -10,6 +10,7 @@ import pytest
 
 from tests.fault_proxy import FaultProxy
 from tests.own_servers import connected
+from tests.predicates import WAITS_FOR_A_ROW, is_taken, outbox_is_empty
 from tests.speaker import Speaker, speaking, until
 from tests.web_process import WebProcess
 from tests.witness import BEHIND_s
@@ -38,7 +39,7 @@ async def test_what_was_acknowledged_outlives_20_kills_of_the_process_that_ackno
             assert all(reporter.acknowledged <= committed[reporter.job] for reporter in reporters)
             await until(lambda now=committed: everyone_is_at(now, speaker, survivor), BEHIND_s)
             victim = await successor
-        await until(lambda: is_empty(postgres, "outbox"), BEHIND_s)
+        await until(lambda: outbox_is_empty(postgres), BEHIND_s)
         acknowledged = sum(reporter.acknowledged - 1 for reporter in reporters)
         unheard = sum(committed[reporter.job] - reporter.acknowledged for reporter in reporters)
         warned = sum(reporter.warned for reporter in reporters)
@@ -87,17 +88,17 @@ async def test_what_a_process_committed_and_died_before_telling_is_told_by_anoth
     survivor = await start_web()
     async with speaking(key) as speaker, connected(database) as postgres:
         latencies = []
-        for number in range(3):
+        for number in range(2):
             async with FaultProxy(redis_url) as redis:
                 victim = await start_web(REDIS_URL=redis.url)
                 job = f"job-{number}"
                 await speaker.create(victim, job)
                 assert (await speaker.poll(survivor, job)).version == 1
-                await until(lambda: is_empty(postgres, "outbox"), BEHIND_s)
+                await until(lambda: outbox_is_empty(postgres), BEHIND_s)
                 redis.freeze()
                 body = {"json": {"status": "COMPLETED"}} if method == "PATCH" else {}
                 unheard = asyncio.create_task(speaker.ask(victim, method, f"/jobs/{job}", **body))
-                while await is_empty(postgres, "outbox"):
+                while await outbox_is_empty(postgres):
                     pass
                 committed = time.monotonic()
                 victim.kill()
@@ -106,7 +107,7 @@ async def test_what_a_process_committed_and_died_before_telling_is_told_by_anoth
                 expected = "COMPLETED" if method == "PATCH" else 404
                 await until(lambda job=job, sees=expected: says(speaker, survivor, job, sees), BEHIND_s)
                 latencies.append(time.monotonic() - committed)
-                await until(lambda: is_empty(postgres, "outbox"), BEHIND_s)
+                await until(lambda: outbox_is_empty(postgres), BEHIND_s)
         print(f"told by another after {', '.join(f'{latency:.2f}' for latency in latencies)} s")
         assert max(latencies) <= BEHIND_s
 
@@ -124,7 +125,7 @@ async def test_the_outbox_is_empty_when_nobody_reports(start_web, key, database)
         for number in range(5):
             await asyncio.gather(*(speaker.say(random.choice(webs), job, f"step {number}") for job in jobs))
         await asyncio.gather(*(speaker.ask(random.choice(webs), "DELETE", f"/jobs/{job}") for job in jobs[::2]))
-        print(f"empty after {await until(lambda: is_empty(postgres, 'outbox'), 1):.2f} s")
+        print(f"empty after {await until(lambda: outbox_is_empty(postgres), 1):.2f} s")
 
 
 async def test_a_process_told_to_end_answers_what_it_has_begun(start_web, key, database):
@@ -162,18 +163,5 @@ async def test_a_process_that_stands_still_inside_a_transaction_holds_a_job_for_
         assert await postgres.fetchval("select count(*) from results") == 0
 
 
-WAITS_FOR_A_ROW = "select exists (select from pg_locks where not granted and locktype in ('transactionid', 'tuple'))"
-
-
-async def is_taken(speaker: Speaker, web: WebProcess, job: str) -> bool:
-    answer = await speaker.report(web, job, progress={"message": f"{time.monotonic()}"})
-    assert answer.status in (200, 503)
-    return answer.status == 200
-
-
 async def some_version_is(postgres, version: int) -> bool:
     return await postgres.fetchval("select max(version) >= $1 from jobs", version)
-
-
-async def is_empty(postgres, table: str) -> bool:
-    return not await postgres.fetchval(f"select count(*) from {table}")

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import asyncpg
 import pytest
 from redis.asyncio import Redis
 
@@ -15,6 +14,20 @@ from service.stores.migrate import migrate
 from tests.conftest import make_key
 from tests.fault_proxy import FaultProxy
 from tests.own_servers import OwnServer, connected, own_postgres, own_redis
+from tests.predicates import (
+    WAITS_FOR_A_ROW,
+    all_tiers_agree,
+    are_ready,
+    are_without_warning,
+    has_been,
+    is_taken,
+    is_told,
+    is_warned,
+    nothing_waits_longer_than,
+    outbox_is_empty,
+    row_is_at,
+    shows,
+)
 from tests.speaker import Answer, Speaker, speaking, until
 from tests.web_process import WebProcess
 from tests.witness import BEHIND_s, Witness
@@ -116,10 +129,10 @@ async def test_only_the_first_poll_and_the_first_report_wait_for_a_redis_that_ha
         seen = await speaker.poll(other, "j")
         print(f"first poll {first.took_s:.3f} s, next {slowest(next_ones):.3f} s at most")
         print(f"first report {reports[0].took_s:.3f} s, next {slowest(reports[1:]):.3f} s at most")
-        assert first.took_s < 0.1 + 0.1
-        assert slowest(next_ones) < 0.1
-        assert reports[0].took_s < 0.5 + 0.3
-        assert slowest(reports[1:]) < 0.1
+        assert first.took_s < 0.1 + 0.25
+        assert total(next_ones) < 20 * 0.1 / 2, "they do not wait for the deadline each"
+        assert reports[0].took_s < 0.5 + 0.25
+        assert total(reports[1:]) < 9 * 0.1 / 2
         assert {answer.warning for answer in reports} == {"199"}
         assert reports[0].headers["Warning"] == '199 - "readers may be up to 2 s behind"'
         assert seen.version == reports[-1].version
@@ -162,7 +175,7 @@ async def test_what_is_reported_through_a_process_that_lost_redis_is_seen_everyw
         await speaker.poll(other, "j")
         proxy.freeze()
         latencies = []
-        for number in range(4):
+        for number in range(3):
             said = await speaker.say(lost, "j", f"step {number}")
             assert said.warning == "199"
             assert (await speaker.poll(lost, "j")).version == said.version
@@ -193,7 +206,7 @@ async def test_polls_stay_true_while_redis_answers_and_refuses_what_is_written(
             await until(lambda: has_seen(witness, "report 200", 50), 10)
             await admin.config_set(refusal, 1)
             begun = time.monotonic()
-            await until(lambda: has_been(begun, 1.5 * BEHIND_s), 10)
+            await until(lambda: has_been(begun, BEHIND_s * (0.5 if refusal == "maxmemory" else 1.2)), 10)
             await admin.config_set(refusal, 0)
             await until(lambda: are_ready(speaker, webs), BEHIND_s)
         # Out of memory, an entry can still be thrown away: then nobody is behind. A Redis that lost its replica
@@ -318,11 +331,14 @@ async def test_polls_go_on_from_the_cache_and_reports_are_refused_while_postgres
                 assert (stale.status, stale.version) == (200, before.version)
                 same = await poll_at_once(speaker, web, "cached", etag=stale.etag)
                 assert (same.status, same.warning) == (304, "110")
-                assert (await speaker.poll(web, "uncached")).status == 503
+            down, *refused_still = await asyncio.gather(
+                what_is_down(speaker, one),
+                speaker.ask(one, "GET", "/jobs/cached", headers=UNKNOWN_KEY),
+                *(speaker.poll(web, "uncached") for web in (one, other)),
+            )
+            assert down.keys() == {"postgres"}
+            assert [(answer.status, answer.took_s < BOUND_s) for answer in refused_still] == [(503, True)] * 3
             assert (await speaker.ask(one, "GET", "/healthz")).status == 200
-            assert (await what_is_down(speaker, one)).keys() == {"postgres"}
-            unknown = await speaker.ask(one, "GET", "/jobs/cached", headers=UNKNOWN_KEY)
-            assert (unknown.status, unknown.took_s < BOUND_s) == (503, True)
 
             await outage.end()
             back = await until(lambda: is_taken(speaker, one, "cached"), 3)
@@ -377,7 +393,7 @@ async def test_a_commit_whose_answer_is_lost_is_503_once_in_postgres_and_told_by
         one, other = await start_web(DATABASE_URL=proxy.url), await start_web()
         await speaker.create(one, "j")
         await speaker.poll(other, "j")
-        for number in range(5):
+        for number in range(3):
             before = await speaker.say(one, "j", f"before {number}")
             async with postgres.transaction():  # holds the commit up, until its answer is sure not to arrive
                 await postgres.execute("select from jobs for update")
@@ -391,9 +407,6 @@ async def test_a_commit_whose_answer_is_lost_is_503_once_in_postgres_and_told_by
             for web in (one, other):
                 await until(lambda web=web, least=before.version + 1: shows(speaker, web, "j", least), BEHIND_s)
             assert await row_is_at(postgres, before.version + 1), "taken once, never sent again"
-
-
-WAITS_FOR_A_ROW = "select exists (select from pg_locks where not granted and locktype in ('transactionid', 'tuple'))"
 
 
 async def test_an_entry_that_nobody_verified_is_served_at_once_while_postgres_is_known_to_be_away(
@@ -412,6 +425,29 @@ async def test_an_entry_that_nobody_verified_is_served_at_once_while_postgres_is
         assert {(answer.status, answer.version, answer.warning) for answer in answers} == {(200, held.version, "110")}
         postgres.thaw()
         await until(lambda: are_without_warning(speaker, [web], "j"), 3)
+
+
+async def test_what_nobody_could_tell_because_postgres_hung_too_is_called_stale_until_it_is_told(
+    start_web, key, database, redis_url
+):
+    async with FaultProxy(database) as postgres, FaultProxy(redis_url) as redis, speaking(key) as speaker:
+        lost = await start_web(DATABASE_URL=postgres.url, REDIS_URL=redis.url)
+        other = await start_web(DATABASE_URL=postgres.url)
+        await speaker.create(lost, "j")
+        held = await speaker.poll(other, "j")
+        redis.freeze()
+        said = await speaker.say(lost, "j", "unseen by the other")
+        acknowledged = time.monotonic()
+        postgres.freeze()
+        assert said.warning == "199"
+        assert (await poll_at_once(speaker, other, "j")).version == held.version
+        await until(lambda: has_been(acknowledged, BEHIND_s), 3)
+        stale = await poll_at_once(speaker, other, "j")
+        assert (stale.version, stale.warning) == (held.version, "110")
+        postgres.thaw()
+        while (answer := await speaker.poll(other, "j")).version < said.version:
+            assert answer.warning == "110"
+            assert time.monotonic() - acknowledged < 6
 
 
 async def test_a_process_told_to_end_while_postgres_hangs_ends(start_web, key, database):
@@ -468,7 +504,9 @@ async def test_nobody_is_lied_to_through_a_minute_of_any_trouble(start_web, key,
                 proxy = rng.choice([postgres, redis_of_one, redis_of_other])
                 web = rng.choice(webs)
                 trouble = rng.randrange(7)
-                print(f"{time.monotonic():.3f} {trouble} {webs.index(web)} {[postgres, redis_of_one, redis_of_other].index(proxy)}")
+                print(
+                    f"{time.monotonic():.3f} {trouble} {webs.index(web)} {[postgres, redis_of_one, redis_of_other].index(proxy)}"
+                )
                 match trouble:
                     case 0:
                         await admin.flushall()
@@ -487,7 +525,6 @@ async def test_nobody_is_lied_to_through_a_minute_of_any_trouble(start_web, key,
                         await asyncio.sleep(rng.uniform(0, 1))
                         await proxy.accept()
                 await asyncio.sleep(rng.uniform(0, 1.5))
-                print(f"{time.monotonic():.3f} end")
                 proxy.thaw()
                 web.thaw()
                 await admin.config_set("min-replicas-to-write", 0)
@@ -501,8 +538,12 @@ async def test_nobody_is_lied_to_through_a_minute_of_any_trouble(start_web, key,
 
 async def poll_at_once(speaker: Speaker, web: WebProcess, job: str, **how) -> Answer:
     answer = await speaker.poll(web, job, **how)
-    assert answer.took_s < 0.25, answer
+    assert answer.took_s < TIMEOUT_s / 2, answer
     return answer
+
+
+def total(answers: list[Answer]) -> float:
+    return sum(answer.took_s for answer in answers)
 
 
 def slowest(answers: list[Answer]) -> float:
@@ -513,71 +554,7 @@ async def has_seen(witness: Witness, what: str, times: int) -> bool:
     return witness.seen[what] >= times
 
 
-async def has_been(since: float, seconds: float) -> bool:
-    return time.monotonic() - since >= seconds
-
-
-async def are_ready(speaker: Speaker, webs) -> bool:
-    return {(await speaker.ask(web, "GET", "/readyz")).status for web in webs} == {200}
-
-
 async def what_is_down(speaker: Speaker, web: WebProcess) -> dict[str, str]:
     answer = await speaker.ask(web, "GET", "/readyz")
     assert (answer.status, answer.took_s < BOUND_s) == (503, True), answer
     return answer.json["down"]
-
-
-async def shows(speaker: Speaker, web: WebProcess, job: str, least_version: int) -> bool:
-    answer = await speaker.poll(web, job)
-    return answer.status == 200 and answer.version >= least_version
-
-
-async def is_taken(speaker: Speaker, web: WebProcess, job: str) -> bool:
-    return (await speaker.report(web, job, progress={"message": f"{time.monotonic()}"})).status == 200
-
-
-async def is_told(speaker: Speaker, web: WebProcess, job: str = "j") -> bool:
-    return (await speaker.say(web, job, f"{time.monotonic()}")).warning == ""
-
-
-async def is_warned(speaker: Speaker, web: WebProcess, job: str) -> bool:
-    return (await speaker.poll(web, job)).warning == "110"
-
-
-async def are_without_warning(speaker: Speaker, webs, job: str) -> bool:
-    return {(await speaker.poll(web, job)).warning for web in webs} == {""}
-
-
-async def outbox_is_empty(postgres: asyncpg.Connection) -> bool:
-    return not await postgres.fetchval("select count(*) from outbox")
-
-
-async def nothing_waits_longer_than(postgres: asyncpg.Connection, seconds: float) -> bool:
-    oldest = "select coalesce(extract(epoch from clock_timestamp() - min(at)), 0)::float8 from outbox"
-    return await postgres.fetchval(oldest) <= seconds
-
-
-async def row_is_at(postgres: asyncpg.Connection, version: int) -> bool:
-    return await postgres.fetchval("select version from jobs where id = 'j'") == version
-
-
-async def all_tiers_agree(speaker: Speaker, webs, redis_url: str, postgres: asyncpg.Connection, jobs) -> None:
-    """Every process says what Postgres holds, and says it from entries in Redis."""
-    versions = dict(await postgres.fetch("select id, version from jobs"))
-    async with Redis.from_url(redis_url) as redis:
-        for web in webs:
-            for job in jobs:
-                assert (await speaker.poll(web, job)).version == versions[job]
-        before = await commands(redis)
-        for web in webs:
-            for job in jobs:
-                assert (await speaker.poll(web, job)).version == versions[job]
-        after = await commands(redis)
-    assert after["getrange"] - before["getrange"] >= len(webs) * len(jobs), "each poll looked for an entry"
-    assert after["set"] == before["set"], "and found it: nobody took a lease"
-
-
-async def commands(redis: Redis) -> dict[str, int]:
-    """How often Redis ran each command."""
-    said = await redis.info("commandstats")
-    return {name: said.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("getrange", "set")}

@@ -33,13 +33,16 @@ insert into jobs (account_id, id, type, batch_id, created_at, changed_at, update
   select 1 + n % 10, md5(n::text), 'extraction', case when n % 4 = 0 then 'batch-' || n / 10 end, now(), now(), now(), now()
   from generate_series(1, {jobs}) n;
 insert into batches (account_id, id, total, queued)
-  select account_id, batch_id, count(*), count(*) from jobs where batch_id is not null group by 1, 2;
-insert into job_history (account_id, job_id, version, at, status, attempt) select account_id, id, 1, now(), 'queued', 1 from jobs;
+  select account_id, batch_id, count(*), count(*) from jobs where batch_id is not null group by 1, 2
+  on conflict do nothing;
+insert into job_history (account_id, job_id, version, at, status, attempt) select account_id, id, 1, now(), 'queued', 1 from jobs
+  on conflict do nothing;
 insert into tombstones (account_id, id, version) select 1 + n % 10, md5('gone' || n), 2 from generate_series(1, {jobs}) n;
 insert into results (content_type, body) select 'text/plain', 'x' from generate_series(1, {jobs} / 5) n;
 insert into keys (id, account_id, hash, scopes)
   select 'key-' || n, 1 + n % 10, sha256(n::text::bytea), '{{jobs:read}}' from generate_series(1, {jobs} / 10) n;
-insert into outbox (xid, accounts, jobs) select n::text::xid8, '{{1}}', '{{a}}' from generate_series(1, {jobs} / 10) n;
+insert into outbox (xid, accounts, jobs) select n::text::xid8, '{{1}}', '{{a}}' from generate_series(1, {jobs} / 10) n
+  on conflict do nothing;
 insert into idempotency_keys (account_id, key, request_hash, body)
   select 1 + n % 10, 'key ' || n, '', '' from generate_series(1, {jobs} / 10) n;
 set session_replication_role = origin;
@@ -60,11 +63,12 @@ GUARDED = {
     ("job_table", "drop_result"): {"results": {"id"}},
     ("job_table", "idempotency_find"): {"idempotency_keys": {"account_id", "key"}},
     ("outbox_table", "settle"): {"outbox": {"xid"}},
-    ("outbox_table", "any_older"): {"outbox": {"at"}},
+    ("outbox_table", "any_older"): {"outbox": {"outbox_by_age"}},
+    ("outbox_table", "claim_overdue"): {"outbox": {"at"}},
     ("key_table", "still_valid"): {"keys": {"hash"}},
     ("key_table", "revoke"): {"keys": {"id"}},
 }
-"""What each statement must find by which columns."""
+"""What each statement must find by which columns, or from the beginning of which index."""
 
 OTHERS_OF_THAT_ID = {"x"}
 """The one access to jobs by id alone: does only another account have it?"""
@@ -171,7 +175,8 @@ async def execution_of(connection: asyncpg.Connection, owner: str, name: str) ->
     types = await connection.fetchval(
         "select parameter_types::text[] from pg_prepared_statements where name = $1", f"{owner}_{name}"
     )
-    return f"execute {owner}_{name} ({', '.join(values[kind] for kind in types)})"
+    given = f" ({', '.join(values[kind] for kind in types)})" if types else ""
+    return f"execute {owner}_{name}{given}"
 
 
 async def write(connection: asyncpg.Connection, prefix: str) -> None:
@@ -270,7 +275,7 @@ def test_a_statement_finds_its_rows_in_an_index(looked: dict[str, Looked], owner
         wanted = GUARDED[owner, name][scan["Relation Name"]]
         if scan["Alias"].partition("_")[0] in OTHERS_OF_THAT_ID:
             wanted = {"id"}
-        assert columns_looked_up(scan) >= wanted, scan
+        assert columns_looked_up(scan) | {scan.get("Index Name")} >= wanted, scan
 
 
 @pytest.mark.parametrize("state", ["new", "grown", "analysed"])

@@ -274,8 +274,7 @@ async def _report_jobs(
 ) -> list[asyncpg.Record]:
     """The statement of the store, with a result of its own for each report."""
     result_ids = [
-        said.result
-        and await connection.fetchval(SQL["write_result"], said.result[0], said.result[1])
+        said.result and await connection.fetchval(SQL["write_result"], said.result[0], said.result[1])
         for said in reports
     ]
     return await connection.fetch(

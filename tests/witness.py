@@ -57,9 +57,8 @@ class Witness:
         floor = floors[answer.warning == "110"]
         if answer.status != 503 and (answer.status not in (200, 304) or answer.version < floor):
             untold = [(version, round(asked_at - at, 3)) for at, version in self._untold[job][-3:]]
-            self.lies.append(
-                f"at {asked_at:.3f} {web.url} was asked for {job}: told {self._told[job]}, untold for seconds {untold}, and the answer is {answer}"
-            )
+            said = f"told {self._told[job]}, and untold for so many seconds {untold}"
+            self.lies.append(f"{web.url} was asked for {job} ({said}): {answer}")
         return answer
 
     @asynccontextmanager

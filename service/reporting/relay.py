@@ -14,12 +14,11 @@ from service.job import Job
 from service.stores.answers import change_of, deletion_of, ready_answer
 from service.stores.connections import Postgres
 from service.stores.job_table import JobTable
-from service.stores.outbox_table import OutboxTable
+from service.stores.outbox_table import CLAIMED_AT_ONCE, OutboxTable
 from service.stores.ready import JobKey
 from service.stores.status_cache import Change, StatusCache
 
 EVERY_s: Final = 0.25
-MOST_COMMITS_AT_ONCE: Final = 100
 MOST_JOBS_AT_ONCE: Final = 1_000
 MOST_JOBS_IN_ONE_PUT: Final = 200
 """A commit may have a thousand jobs: told in one go, they would stop this process and outlast Redis's deadline."""
@@ -58,7 +57,7 @@ class Relay:
     async def _relay_overdue(self) -> bool:
         """One group of overdue commits; True when there may be more."""
         async with self._postgres.transaction() as connection:
-            overdue = await self._outbox.claim_overdue(connection, MOST_COMMITS_AT_ONCE)
+            overdue = await self._outbox.claim_overdue(connection)
             if not overdue:
                 return False
             commits, jobs = _beginning_of(overdue)
@@ -67,7 +66,7 @@ class Relay:
                 return False
             await self._outbox.delete(connection, commits)
         self.relayed += len(jobs)
-        return len(overdue) == MOST_COMMITS_AT_ONCE or len(commits) < len(overdue)
+        return len(overdue) == CLAIMED_AT_ONCE or len(commits) < len(overdue)
 
     async def _tell(self, jobs: Sequence[JobKey]) -> bool:
         """Whether Redis has heard of the present state of all of them."""

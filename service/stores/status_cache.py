@@ -128,6 +128,7 @@ class StatusCache:
         self._confirmed_at = time.monotonic()  # the gate is shut, and opens no earlier than it has looked itself
         self.policy = ""
         self.redis_errors = 0
+        self._refusal = ""
         self.on_connect: list[Callable[[int], None]] = []
         self.on_new_life: list[Callable[[], None]] = []
         polls.on_up.append(self._polls_came_up)
@@ -256,6 +257,7 @@ class StatusCache:
             except RedisAway:
                 await self._puts_are_up.wait()
             else:
+                self._refusal = ""
                 return True
 
     async def _try_to_write(self, script: Script, keys: Sequence[bytes], args: Sequence[Argument]) -> None:
@@ -277,7 +279,9 @@ class StatusCache:
 
     def _count(self, error: RedisError) -> None:
         self.redis_errors += 1
-        _log.warning("redis_refused", why=str(error))
+        if str(error) != self._refusal:  # it comes with every report while it lasts
+            self._refusal = str(error)
+            _log.warning("redis_refused", why=self._refusal)
 
     def _polls_came_up(self, facts: Mapping[str, str]) -> None:
         self.policy = facts.get("maxmemory_policy", "")
