@@ -67,7 +67,7 @@ async def test_readers_are_never_behind_while_entries_vanish_and_are_filled_agai
             await speaker.create(webs[0], job)
         witness = Witness(speaker)
         async with witness.watching(webs, jobs, rng):
-            deadline = time.monotonic() + 4
+            deadline = time.monotonic() + 3
             while time.monotonic() < deadline:
                 await redis.flushdb()
                 if rng.random() < 0.1:

@@ -76,7 +76,7 @@ async def test_polls_go_on_and_stay_true_while_redis(start_web, key, database, t
         told_before = await speaker.say(webs[0], "told-before", "only once more")
         witness = Witness(speaker)
         async with witness.watching(webs, jobs, rng):
-            await until(lambda: has_seen(witness, "report 200", 50), 10)
+            await until(lambda: has_seen(witness, "report 200", 30), 10)
             begin_outage(what, redis, proxy)
             told_during = await speaker.say(webs[0], "told-during", "only once more")
             await until(lambda: has_seen(witness, "report 200 199", 30), 10)
@@ -86,7 +86,7 @@ async def test_polls_go_on_and_stay_true_while_redis(start_web, key, database, t
             assert (await speaker.poll(webs[1], "told-during")).version == told_during.version
             await until(lambda: nothing_waits_longer_than(postgres, BEHIND_s), BEHIND_s)
             behind, told = witness.seen["report 200 199"], witness.seen["report 200"]
-            await until(lambda: has_seen(witness, "report 200", told + 50), 10)
+            await until(lambda: has_seen(witness, "report 200", told + 30), 10)
         print(f"trusted again after {ready:.2f} s")
         assert witness.seen["report 200 199"] == behind, "told again, as before"
         assert set(witness.seen) <= {"report 200", "report 200 199", "poll 200", "poll 304"}
@@ -203,7 +203,7 @@ async def test_polls_stay_true_while_redis_answers_and_refuses_what_is_written(
             await speaker.poll(webs[1], job)
         witness = Witness(speaker)
         async with witness.watching(webs, jobs, rng):
-            await until(lambda: has_seen(witness, "report 200", 50), 10)
+            await until(lambda: has_seen(witness, "report 200", 30), 10)
             await admin.config_set(refusal, 1)
             begun = time.monotonic()
             await until(lambda: has_been(begun, BEHIND_s * (0.5 if refusal == "maxmemory" else 1.2)), 10)

@@ -56,6 +56,9 @@ class Relay:
 
     async def _relay_overdue(self) -> bool:
         """One group of overdue commits; True when there may be more."""
+        if not self._cache.can_put:  # then another process must not find the rows locked by this one
+            self._cache.distrust()
+            return False
         async with self._postgres.transaction() as connection:
             overdue = await self._outbox.claim_overdue(connection)
             if not overdue:

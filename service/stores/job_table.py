@@ -325,5 +325,5 @@ def _parsed(text: str | None) -> dict[str, Any] | None:
 
 
 def _conflicting_id(error: asyncpg.UniqueViolationError) -> str:
-    """The job id in `Key (account_id, id)=(7, abc) already exists.`"""
-    return (error.detail or "").rpartition(", ")[2].partition(")")[0]
+    """The job id in `Key (id, account_id)=(abc, 7) already exists.`"""
+    return (error.detail or "").partition("=(")[2].partition(",")[0]

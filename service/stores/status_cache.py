@@ -185,13 +185,18 @@ class StatusCache:
             slot.join(held, reading)
         return reading
 
+    @property
+    def can_put(self) -> bool:
+        """Whether it makes sense to try: as far as is known Redis can be reached."""
+        return self._puts.up and bool(self._puts_life)
+
     async def put(self, changes: Sequence[Change]) -> bool:
         """Refreshes entries and announces. True: every change was told. Told twice, a change does no harm.
 
         A put that Redis did not take is tried again for PUT_TRIES_FOR_s in all. False at once if Redis is
         known to be away, or refuses.
         """
-        if not self._puts.up or not self._puts_life:
+        if not self.can_put:
             return False
         try:
             async with asyncio.timeout(PUT_TRIES_FOR_s):

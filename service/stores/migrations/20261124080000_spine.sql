@@ -66,10 +66,10 @@ create table jobs (
   webhook_url         text,
   result_id           bigint,
   result_digest       bytea,
-  primary key (account_id, id),
-  constraint id_is_well_formed check (id ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$'),
+  primary key (id, account_id),
+  constraint id_is_well_formed check (id ~ '^[A-Za-z0-9][A-Za-z0-9._:-]*$' and length(id) <= 128),
   constraint status_is_known check (status in ('queued', 'PROCESSING', 'COMPLETED', 'FAILED', 'CANCELLED')),
-  constraint type_is_a_slug check (type ~ '^[a-z0-9_.-]{1,64}$'),
+  constraint type_is_a_slug check (type ~ '^[a-z0-9_.-]+$' and length(type) <= 64),
   constraint version_and_attempt_start_at_1 check (version >= 1 and attempt >= 1),
   constraint finished_exactly_when_completed_at check ((status in ('COMPLETED', 'FAILED', 'CANCELLED')) = (completed_at is not null)),
   constraint expires_exactly_when_finished check ((expires_at is null) = (completed_at is null)),
@@ -85,7 +85,6 @@ create table jobs (
 ) with (fillfactor = 75);
 
 -- No index here holds a column that mere progress changes: such updates stay on their page (HOT).
-create index jobs_by_id on jobs (id, account_id);
 
 comment on table jobs is 'The truth about every job. Written by report_jobs, create_jobs and delete_job; the triggers below record what each write means.';
 comment on column jobs.account_id is 'No foreign key on purpose: its check would lock the account row for each insert.';
@@ -98,7 +97,7 @@ comment on column jobs.progress is 'percentage, message, step, files_completed, 
 comment on column jobs.notification is '{email, events, include_summary}: whom to mail, and when.';
 comment on column jobs.result_id is 'The present result; results are written before the job is locked, so this is what makes one count.';
 comment on column jobs.result_digest is 'SHA-256 of the result and its content type. It stands here because what is compared must be read under the lock.';
-comment on index jobs_by_id is 'Answers "does only another account have it?" (403 instead of 404).';
+comment on index jobs_pkey is 'Answers "does only another account have it?" (403 instead of 404).';
 
 create table results (
   id           bigint generated always as identity primary key,
@@ -231,7 +230,10 @@ begin
   return null;
 end $$;
 
-create function jobs_updated() returns trigger language plpgsql set enable_hashjoin = on as $$
+create function jobs_updated() returns trigger language plpgsql
+-- A session keeps the plans of its first call. Made for one row, nested loops would later compare each of 500 rows with each.
+set enable_hashjoin = on set enable_nestloop = off as $$
+declare gone bigint[];
 begin
   perform note_in_outbox(array_agg(n.account_id), array_agg(n.id))
     from new_rows n join old_rows o using (account_id, id) where n.version > o.version having count(*) > 0;
@@ -240,8 +242,11 @@ begin
     select n.account_id, n.id, n.version, n.changed_at, n.status, o.status, n.attempt, n.progress->>'step', n.error
     from new_rows n join old_rows o using (account_id, id)
     where (n.status, n.attempt, n.progress->>'step', n.error, n.stalled) is distinct from (o.status, o.attempt, o.progress->>'step', o.error, o.stalled);
-  delete from results r using new_rows n join old_rows o using (account_id, id)
-    where r.id = o.result_id and n.result_id is distinct from o.result_id;
+  select array_agg(o.result_id) into gone from new_rows n join old_rows o using (account_id, id)
+    where o.result_id is not null and n.result_id is distinct from o.result_id;
+  if gone is not null then
+    delete from results r where r.id = any (gone);
+  end if;
   if exists (select from new_rows n join old_rows o using (account_id, id) where n.status <> o.status and n.batch_id is not null) then
     perform shift_batches(array_agg(n.account_id), array_agg(n.batch_id), array_agg(o.status), array_agg(n.status))
       from new_rows n join old_rows o using (account_id, id) where n.status <> o.status and n.batch_id is not null;
@@ -288,8 +293,11 @@ with item as materialized (                     -- locks are taken in the order 
 ), held as materialized (                       -- the only place that locks jobs for a report
   select i.n, i.account_id as item_account, i.id as item_id, i.status as to_status, i.progress as new_progress, i.error as new_error,
          i.error_details as new_details, i.metadata as new_metadata, i.attempt as of_attempt, i.if_match, i.retry, i.result_id as new_result,
-         i.result_digest as new_digest, l.job, (l.job).*
-  from item i left join lateral (select j as job from jobs j where j.account_id = i.account_id and j.id = i.id for update) l on true
+         i.result_digest as new_digest, l.*
+  from item i left join lateral (
+    select j.account_id, j.id, j.status, j.version, j.attempt, j.changed_at, j.progress, j.metadata, j.stalled, j.result_id, j.result_digest,
+           case when j.status in ('COMPLETED', 'FAILED', 'CANCELLED') then j end as job      -- the others are written, and come back from there
+    from jobs j where j.account_id = i.account_id and j.id = i.id for update) l on true
 ), merged as materialized (                     -- what each job would be
   select h.*, s.*, h.status in ('COMPLETED', 'FAILED', 'CANCELLED') as finished,
          greatest(date_trunc('milliseconds', clock_timestamp()), h.changed_at) as at,     -- read under the lock, so versions and times agree
@@ -298,7 +306,9 @@ with item as materialized (                     -- locks are taken in the order 
               when s.next_status = 'COMPLETED' then k.kept - 'queue_position' || '{"percentage": 100}'
               when s.next_status <> 'queued' and not coalesce(h.new_progress, '{}') ? 'queue_position' then k.kept - 'queue_position'
               else k.kept end as next_progress,
-         case when h.new_metadata is not null then merge_top_level(h.metadata, h.new_metadata) else h.metadata end as next_metadata,
+         case when h.new_metadata is null then h.metadata
+              when jsonb_path_exists(h.new_metadata, '$.* ? (@ == null)') then merge_top_level(h.metadata, h.new_metadata)
+              else h.metadata || h.new_metadata end as next_metadata,
          h.new_digest = h.result_digest as same_result
   from held h
     cross join lateral (select coalesce(h.to_status, h.status) as next_status,
@@ -309,7 +319,8 @@ with item as materialized (                     -- locks are taken in the order 
     cross join lateral (select case when not s.begins_attempt and (h.progress->'percentage')::numeric > coalesce((p.parts->'percentage')::numeric, -1)
                                     then p.parts || jsonb_build_object('percentage', h.progress->'percentage') else p.parts end as kept) k
 ), verdict as materialized (
-  select m.*, t.expired_at as gone_expired_at, case
+  select m.n, m.account_id, m.id, m.status, m.attempt, m.job, m.finished, m.next_status, m.next_progress, m.next_metadata, m.begins_attempt, m.at,
+         m.new_error, m.new_details, m.new_result, m.new_digest, m.retry, t.expired_at as gone_expired_at, case
       when m.id is null then case when t.id is not null then case when t.expired_at is null then 'deleted' else 'expired' end
                                   when exists (select from jobs x where x.id = m.item_id and x.account_id <> m.item_account) then 'forbidden' else 'not_found' end
       when m.if_match <> '*' and not format('"%s-%s"', m.version, (extract(epoch from m.changed_at) * 1000)::bigint) = any (string_to_array(m.if_match, ',')) then 'precondition_failed'
@@ -322,11 +333,11 @@ with item as materialized (                     -- locks are taken in the order 
       when m.finished and m.to_status is null and (m.new_progress is not null or m.new_metadata is not null) then 'invalid_transition'
       when m.finished and (m.next_progress <> m.progress or m.next_metadata <> m.metadata) then 'invalid_transition'
       when m.finished then 'same'
-      when octet_length(m.next_metadata::text) > 16384 and m.next_metadata <> m.metadata then 'metadata_too_large'
+      when m.next_metadata <> m.metadata and octet_length(m.next_metadata::text) > 16384 then 'metadata_too_large'
       when m.next_status <> m.status or m.stalled or m.next_progress <> m.progress or m.next_metadata <> m.metadata
            or (m.new_result is not null and m.same_result is not true) then 'changed'
       else 'same' end as outcome
-  from merged m left join tombstones t on m.id is null and t.account_id = m.item_account and t.id = m.item_id
+  from merged m left join lateral (select * from tombstones t where m.id is null and t.account_id = m.item_account and t.id = m.item_id limit 1) t on true
 ), written as (
   update jobs j set
       status = v.next_status, progress = v.next_progress, metadata = v.next_metadata, stalled = false,
