@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, settings
+from redis import Redis
 
 from service.embedded import Server, start_postgres, start_redis
 from service.identity import READ, WRITE
@@ -108,8 +109,11 @@ _redis_databases = itertools.cycle(range(1, 15))
 
 @pytest.fixture
 def redis_url(redis_server: Server) -> str:
-    """A Redis database that no neighbouring test uses."""
-    return re.sub(r"/0$", f"/{next(_redis_databases)}", redis_server.url)
+    """A Redis database that no neighbouring test uses, empty."""
+    url = re.sub(r"/0$", f"/{next(_redis_databases)}", redis_server.url)
+    with Redis.from_url(url) as redis:
+        redis.flushdb()
+    return url
 
 
 @pytest.fixture
