@@ -1,6 +1,6 @@
 """The limiter's cost beside the usual library: memory per key, and time per decision, on one real Redis in one run.
 
-    .venv/bin/python -m bench.limiter
+.venv/bin/python -m bench.limiter
 """
 
 import asyncio
@@ -53,7 +53,9 @@ async def compare(url: str) -> None:
         row(f"bytes of a full key, {most} places", ours_bytes, await redis.memory_usage(name), "{:.0f}")
     for at_once in (1, AT_ONCE):
         ours, other = await paired(
-            lambda: limiter.take("time", Policy("poll", 10**6, 60)), lambda: theirs.hit(parse("1000000/minute"), "time"), at_once
+            lambda: limiter.take("time", Policy("poll", 10**6, 60)),
+            lambda: theirs.hit(parse("1000000/minute"), "time"),
+            at_once,
         )
         row(f"us per decision, {at_once} at once", ours, other, "{:.1f}")
     await redis.aclose()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 from marshmallow import ValidationError, fields, validate
@@ -36,11 +38,39 @@ class Bytes4KiB(Text):
         self.validators.append(_at_most_4_kib)
 
 
+class WebAddress(fields.Url):
+    """An http or https address that one line of text can hold."""
+
+    def __init__(self, *, longest: int, **options: Any) -> None:
+        super().__init__(schemes={"http", "https"}, require_tld=False, **options)
+        self.validators += [validate.Length(max=longest), refuse_unprintable]
+
+
+class MailAddress(fields.Email):
+    """An e-mail address that one line of text can hold."""
+
+    def __init__(self, *, longest: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.validators += [validate.Length(max=longest), refuse_unprintable]
+
+
 class Count(fields.Integer):
     """A whole number from `least` to 2^31-1; neither a string nor 3.0 nor true passes for one."""
 
     def __init__(self, *, least: int = 0, most: int = LARGEST_INT, **options: Any) -> None:
         super().__init__(strict=True, validate=validate.Range(min=least, max=most), **options)
+
+
+class CountInQuery(fields.Integer):
+    """A whole number from `least` to `most` in plain digits: no sign, no underscore, no digits of other scripts."""
+
+    def __init__(self, *, least: int, most: int, **options: Any) -> None:
+        super().__init__(validate=validate.Range(min=least, max=most), **options)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        if not (isinstance(value, str) and value.isascii() and value.isdigit()):
+            raise self.make_error("invalid", input=value)
+        return super()._deserialize(value, attr, data, **kwargs)
 
 
 class Digits(fields.Field[int]):
@@ -107,8 +137,7 @@ class FreeObject(fields.Field[dict[str, Any]]):
         if not isinstance(value, dict):
             raise ValidationError("Must be an object.")
         _refuse_unstorable_inside(value, 1)
-        # The separators are those of Postgres's jsonb, where the merged object is measured again.
-        if len(json.dumps(value, ensure_ascii=False).encode()) > self.most_bytes:
+        if _length_as_jsonb(value) > self.most_bytes:
             raise ValidationError(f"Must not be larger than {self.most_bytes // 1024} KiB.")
         return value
 
@@ -121,6 +150,27 @@ def refuse_unstorable(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValidationError("Must not contain lone surrogates.") from None
+
+
+def refuse_unprintable(text: str) -> None:
+    """Refuses line ends and other control characters, which would break out of the header they are written to."""
+    if not text.isprintable():
+        raise ValidationError("Must not contain control characters.")
+
+
+def _length_as_jsonb(value: dict[str, Any]) -> int:
+    """Bytes of the text that Postgres's jsonb makes of it, where a merged object is measured again: with a space
+    behind `:` and `,`, and with small numbers spelled out (1e-9 is 0.000000001)."""
+    spelled_out = sum(len(f"{Decimal(repr(number)):f}") - len(repr(number)) for number in _floats_inside(value))
+    return len(json.dumps(value, ensure_ascii=False).encode()) + spelled_out
+
+
+def _floats_inside(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _floats_inside(part)
 
 
 def _instant(written: re.Match[str], round_up: bool) -> datetime:
@@ -141,7 +191,7 @@ def _at_most_4_kib(text: str) -> None:
 
 
 def _refuse_unstorable_inside(value: Any, depth: int) -> None:
-    if depth > DEEPEST:
+    if depth > DEEPEST and isinstance(value, dict | list):
         raise ValidationError(f"Must not be nested deeper than {DEEPEST} levels.")
     if isinstance(value, str):
         refuse_unstorable(value)

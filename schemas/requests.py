@@ -6,7 +6,19 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from schemas.fields import Bytes4KiB, Count, Flag, FreeObject, Percentage, Text, refuse_unstorable
+from schemas.fields import (
+    LARGEST_INT,
+    Bytes4KiB,
+    Count,
+    CountInQuery,
+    Flag,
+    FreeObject,
+    MailAddress,
+    Percentage,
+    Text,
+    WebAddress,
+    refuse_unstorable,
+)
 from service.job import (
     CANCELLED,
     FAILED,
@@ -22,7 +34,12 @@ from service.job import (
 MOST_JOBS_AT_ONCE = 1000
 LONGEST_HEARTBEAT_TIMEOUT_S = 30 * 24 * 3600
 _STATUS_IN_ANY_CASING = {status.lower(): status for status in STATUSES}
-_LIKE_AN_ID = validate.Regexp(JOB_ID, error="Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}.")
+_LIKE_AN_ID = "Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}."
+
+
+def _like_an_id(job_id: str) -> None:
+    if not JOB_ID.match(job_id):
+        raise ValidationError(_LIKE_AN_ID)
 
 
 def _not_reserved(job_id: str) -> None:
@@ -35,7 +52,7 @@ class JobId(Text):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(longest=128, shortest=1, **options)
-        self.validators += [_LIKE_AN_ID, _not_reserved]
+        self.validators += [_like_an_id, _not_reserved]
 
 
 class Status(fields.Field[str]):
@@ -69,7 +86,7 @@ class ErrorDetailsSchema(Schema):
 class NotificationSchema(Schema):
     """Whom to mail about a job, and when."""
 
-    email = fields.Email(required=True, validate=validate.Length(max=254))
+    email = MailAddress(longest=254, required=True)
     events = fields.List(
         fields.String(validate=validate.OneOf(["completed", "failed"])),
         load_default=lambda: ["completed", "failed"],
@@ -96,9 +113,7 @@ class NewJobSchema(Schema):
     parameters = FreeObject(allow_none=True)
     progress = fields.Nested(ProgressSchema)
     notification_settings = fields.Nested(NotificationSchema, allow_none=True)
-    webhook_url = fields.Url(
-        schemes={"http", "https"}, require_tld=False, allow_none=True, validate=validate.Length(max=2048)
-    )
+    webhook_url = WebAddress(longest=2048, allow_none=True)
     heartbeat_timeout = Count(least=1, most=LONGEST_HEARTBEAT_TIMEOUT_S, allow_none=True)
     stalled_action = fields.String(validate=validate.OneOf(["mark", "fail"]))
     public = Flag()
@@ -117,7 +132,7 @@ class NewJobSchema(Schema):
                     "Must be extraction, parsing, splitting, chunking, classification or match [a-z0-9_.-]{1,64}."
                 ]
         if data.get("batch_id") is not None and not JOB_ID.match(data["batch_id"]):
-            wrong["batch_id"] = ["Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}."]
+            wrong["batch_id"] = [_LIKE_AN_ID]
         if data.get("batch_id") is None:
             wrong |= {name: ["Goes only with a batch_id."] for name in ("batch_size", "close_batch") if data.get(name)}
         if any("," in tag for tag in data.get("tags", ())):
@@ -181,14 +196,20 @@ class ResultQuerySchema(Schema):
     """`PUT /jobs/{id}/result?complete=&attempt=`."""
 
     complete = fields.Boolean(truthy={"true", "True", "1"}, falsy={"false", "False", "0"}, load_default=False)
-    attempt = fields.Integer(validate=validate.Range(min=1, max=2**31 - 1), load_default=None)
+    attempt = CountInQuery(least=1, most=LARGEST_INT, load_default=None)
 
 
 class HistoryQuerySchema(Schema):
     """`GET /jobs/{id}/history?limit=&after_version=`."""
 
-    limit = fields.Integer(validate=validate.Range(min=1, max=1000), load_default=100)
-    after_version = fields.Integer(validate=validate.Range(min=0, max=2**53), load_default=0)
+    limit = CountInQuery(least=1, most=1000, load_default=100)
+    after_version = CountInQuery(least=0, most=2**53, load_default=0)
+
+
+class EventsQuerySchema(Schema):
+    """`GET /jobs/{id}/events?last_event_id=`. Whatever is no id of ours means: nothing was read yet."""
+
+    last_event_id = fields.String(load_default=None)
 
 
 class Ids(fields.Field[list[str]]):

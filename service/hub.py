@@ -107,7 +107,10 @@ class Hub:
         if notice.key != key:  # a job's change on its batch's topic
             return
         for follower in followers:
-            follower.hear(notice)
+            if notice.version:
+                follower.hear(notice)
+            else:  # the relay knows that a job is gone, and no more
+                follower.resync()
 
     def _resync_all(self) -> None:
         for followers in self._followers.values():

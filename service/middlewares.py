@@ -87,6 +87,8 @@ def request_middleware(ids: RequestIds, *, access_log: bool) -> Any:
         try:
             response = await handler(request)
         except Exception as error:
+            if request.writer.output_size:  # a stream has begun: a second response in it would be nonsense
+                raise
             response = problem(request, as_our_error(error, request, request_id), request_id)
             _end_with_a_broken_body(request, response)
         if not response.prepared:  # a stream has sent its headers already

@@ -42,6 +42,8 @@ def on_hangup(request: web.Request, hear: Callable[[], object]) -> None:
     """Calls `hear` when the connection of `request` is lost while it is handled."""
     if isinstance(request.protocol, Connection):
         request.protocol.on_hangup = hear
+    if request.transport is None:  # it is lost already
+        hear()
 
 
 async def body_bytes(request: web.Request, limit: int) -> bytes:

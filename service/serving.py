@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from service.app import CORS, REQUEST_IDS, make_app
 from service.cors import Cors
-from service.errors import Malformed
+from service.errors import ExpectationFailed, Malformed
 from service.middlewares import RequestIds, as_our_error, problem
 from service.requests import Connection
 from service.settings import Settings
@@ -43,11 +43,15 @@ class _Connection(Connection):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """What the parser refuses (a long line, bad syntax) and what no handler caught."""
+        if request.writer.output_size:
+            raise ConnectionError("a response has begun; all that is left is to close") from exc
         if isinstance(exc, LineTooLong):
             return self._refuse(request, Malformed(f"A line of the request is longer than {LONGEST_LINE_bytes} bytes"))
         if status == 400:
             reason = (message or "").partition("\n")[0][:200].rstrip(" :")
             return self._refuse(request, Malformed(f"The request could not be parsed: {reason or 'bad request'}"))
+        if isinstance(exc, UnicodeEncodeError):  # aiohttp repeats an Expect header, and this one is no text
+            return self._refuse(request, ExpectationFailed())
         return self._refuse(request, exc or RuntimeError(message))
 
     async def finish_response(

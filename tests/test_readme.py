@@ -85,5 +85,7 @@ def test_make_help_lists_every_target_that_a_person_may_want():
 def test_the_limits_table_is_the_policy_table():
     from service.limiting.policies import POLICIES
 
-    told = {cells[0]: cells[1] for cells in re.findall(r"^\| (\w+) \| (\d+ in \d+ s) \|", section("Limits"), re.MULTILINE)}
+    told = {
+        cells[0]: cells[1] for cells in re.findall(r"^\| (\w+) \| (\d+ in \d+ s) \|", section("Limits"), re.MULTILINE)
+    }
     assert told == {policy.name: f"{policy.most} in {policy.window_s} s" for policy in POLICIES.values()}

@@ -31,8 +31,12 @@ def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequ
 
 
 def _parsed(text: str) -> _Address | None:
+    """Also with a port, as some proxies write it: `192.0.2.1:80`, `[2001:db8::1]:80`."""
+    host = text[1:].partition("]")[0] if text.startswith("[") else text
+    if host.count(":") == 1:
+        host = host.partition(":")[0]
     try:
-        address = ip_address(text.strip("[]").partition("%")[0])
+        address = ip_address(host.partition("%")[0])
     except ValueError:
         return None
     return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -76,7 +77,8 @@ class Polling:
         _refuse_query(request)
         job_id = job_id_of(request)
         if PREFER in request.headers and (wait_s := wait_preference(request, LONGEST_WAIT_s)) is not None:
-            waker = Waker(known_etag=request.headers.get(hdrs.IF_NONE_MATCH))
+            conditional = hdrs.IF_NONE_MATCH in request.headers
+            waker = Waker(is_known=partial(none_match, request) if conditional else None)
             on_hangup(request, waker.give_up)
             return await self._waiting.read(caller.account_id, job_id, waker, wait_s), wait_s
         return await self._reader.read(caller.account_id, job_id), None
@@ -106,5 +108,3 @@ def _refuse_query(request: web.Request) -> None:
 
 def _on_the_wire(change: dict[str, Any]) -> dict[str, Any]:
     return {**change, "at": rfc3339(change["at"])}
-
-

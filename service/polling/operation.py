@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
@@ -48,22 +49,23 @@ class ResultReader:
 
 
 class Waker:
-    """A poll that sleeps, woken only by what it waits for: anything newer than `known_etag` or (None) the end."""
+    """A poll that sleeps, woken only by what it waits for: a version that is not known or (None) the end."""
 
-    def __init__(self, *, known_etag: str | None) -> None:
+    def __init__(self, *, is_known: Callable[[str], bool] | None) -> None:
+        """`is_known`: whether the client has the version with this ETag."""
         self.version = 0
         self.given_up = False
-        self._known_etag = known_etag
+        self._is_known = is_known
         self._woken = asyncio.Event()
 
     def is_satisfied_by(self, answer: ReadyAnswer) -> bool:
         """Whether this is what it waits for."""
-        return answer.finished if self._known_etag is None else answer.etag != self._known_etag
+        return answer.finished if self._is_known is None else not self._is_known(answer.etag)
 
     def hear(self, notice: Notice) -> None:
         """Wakes up for a newer version or, waiting for the end, for a finished one."""
         ends = notice.status in FINISHED or notice.status == DELETED
-        newer = notice.version > self.version and (ends or self._known_etag is not None)
+        newer = notice.version > self.version and (ends or self._is_known is not None)
         if newer or notice.status == BATCH_CHANGED:
             self._woken.set()
 
@@ -94,6 +96,7 @@ class Waiting:
         self._reader = reader
         self._hub = hub
         self._held: set[Waker] = set()
+        self._closing = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -102,6 +105,8 @@ class Waiting:
         """The job once `waker` is satisfied; after `wait_s`, as it is. Raises what StatusReader.read raises."""
         until = asyncio.get_running_loop().time() + wait_s
         self._held.add(waker)
+        if self._closing:
+            waker.give_up()
         try:
             async with self._hub.follow((account_id, job_id), waker):
                 while True:
@@ -113,6 +118,7 @@ class Waiting:
             self._held.discard(waker)
 
     def end_all(self) -> None:
-        """Answers every held poll with what there is: this process ends."""
+        """Answers every held poll with what there is, now and from now on: this process ends."""
+        self._closing = True
         for waker in tuple(self._held):
             waker.give_up()

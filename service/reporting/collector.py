@@ -116,12 +116,19 @@ class _Shard:
             for waiting in group:  # one bad value must not fail the others: each alone, once
                 await self._commit([waiting])
         except BaseException as error:
-            for waiting in group:
+            for waiting in [*group, *self._behind(group)]:
                 waiting.fail(error)
             if not isinstance(error, Exception):
                 raise
         else:
             self._spawn(self._tell(group, verdicts))
+
+    def _behind(self, group: Sequence[_Waiting]) -> list[_Waiting]:
+        """Takes out what waits for the same jobs. Each in turn would wait as long again for a store that is away."""
+        jobs = {waiting.job for waiting in group}
+        behind = [waiting for waiting in self._waiting if waiting.job in jobs]
+        self._waiting = deque(waiting for waiting in self._waiting if waiting.job not in jobs)
+        return behind
 
     async def _tell(self, group: Sequence[_Waiting], verdicts: Sequence[Verdict]) -> None:
         """Tells what was taken. A repeated state is told too: whoever made it may not have come to it yet."""

@@ -95,7 +95,7 @@ class Writing:
     async def put_result(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """PUT /jobs/{job_id}/result: any content type."""
         asked = query(request, _RESULT_QUERY)
-        content_type = request.headers.get("Content-Type", "application/octet-stream")
+        content_type = request.headers.get("Content-Type") or "application/octet-stream"
         if len(content_type) > LONGEST_CONTENT_TYPE or not content_type.isprintable() or not content_type.isascii():
             raise UnsupportedMediaType("The Content-Type of the result is not one that can be sent again")
         body = await body_bytes(request, RESULT_LIMIT)

@@ -7,10 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from schemas.shapes import rfc3339, shape_a
+from schemas.shapes import shape_a
 from service.errors import (
     AlreadyExists,
     BatchClosed,
@@ -40,7 +41,7 @@ from service.job import (
 )
 from service.reporting.announcer import Announcer
 from service.reporting.collector import Collector, Taken
-from service.stores.connections import Postgres
+from service.stores.connections import Connection, Postgres
 from service.stores.job_table import (
     ABSENCES,
     BadValue,
@@ -110,17 +111,15 @@ class Reporting:
         close_batches = sorted({job.batch_id for job in jobs if job.close_batch and job.batch_id is not None})
         try:
             async with self._postgres.transaction() as connection:
-                if idempotency is not None:
-                    if not await self._table.lock_idempotency_key(connection, account_id, idempotency.key):
-                        raise IdempotencyInFlight()
-                    first = await self._table.first_answer(connection, account_id, idempotency.key)
-                    if first is not None:
-                        return _repeat(first, idempotency)
-                created, xid = await self._table.create(connection, account_id, jobs, close_batches)
-                answer = _creation_answer(created, as_one)
-                if idempotency is not None:
-                    answer.request_hash = idempotency.request_hash
-                    await self._table.keep_first_answer(connection, account_id, idempotency.key, answer)
+                first = await self._first_answer(connection, account_id, idempotency)
+                if first is None:
+                    created, xid = await self._table.create(connection, account_id, jobs, close_batches)
+                    answer, xids = _creation_answer(created, as_one), [xid]
+                    if idempotency is not None:
+                        answer.request_hash = idempotency.request_hash
+                        await self._table.keep_first_answer(connection, account_id, idempotency.key, answer)
+                else:
+                    created, answer, xids = [], first, []
         except IdTaken as error:
             raise _id_taken(error) from error
         except BatchIsClosed as error:
@@ -128,8 +127,10 @@ class Reporting:
         except BatchSizeDiffers as error:
             reason = f"Contradicts what was announced for batch {error}, or is less than the jobs it has."
             raise ValidationFailed({"batch_size": [reason]}) from error
-        _, told = await self._announcer.tell_changed(created, [xid])
-        return Created(answer.body, answer.location, repeated=False, told=told)
+        # A repeat is told too: whoever took the first request may not have come to it yet.
+        present = created or await self._present(account_id, answer)
+        _, told = await self._announcer.tell_changed(present, xids)
+        return Created(answer.body, answer.location, repeated=not created, told=told)
 
     async def report(self, report: Report) -> Reported:
         """One report. Raises the error that its verdict means."""
@@ -177,12 +178,33 @@ class Reporting:
         if deletion.outcome == "precondition_failed":
             raise PreconditionFailed(job_id=job_id)
         if deletion.outcome != "deleted_now":
-            raise absent_job(
-                deletion.outcome, job_id, rfc3339(deletion.expired_at) if deletion.expired_at is not None else None
-            )
+            raise absent_job(deletion.outcome, job_id, deletion.expired_at)
         return await self._announcer.tell_deleted(
             account_id, job_id, deletion.version, deletion.batch_id, deletion.xid or ""
         )
+
+    async def _first_answer(
+        self, connection: Connection[Any], account_id: int, idempotency: Idempotency | None
+    ) -> FirstAnswer | None:
+        """What the first request with this Idempotency-Key was answered; the key is taken until the transaction ends.
+
+        Raises IdempotencyInFlight, IdempotencyMismatch.
+        """
+        if idempotency is None:
+            return None
+        if not await self._table.lock_idempotency_key(connection, account_id, idempotency.key):
+            raise IdempotencyInFlight()
+        first = await self._table.first_answer(connection, account_id, idempotency.key)
+        if first is not None and first.request_hash != idempotency.request_hash:
+            raise IdempotencyMismatch()
+        return first
+
+    async def _present(self, account_id: int, answer: FirstAnswer) -> list[Job]:
+        """The jobs of a creation as they are now; those that are gone are left out."""
+        body = orjson.loads(answer.body)
+        shapes = body["jobs"] if answer.location is None else [body]
+        found = await self._table.read([(account_id, shape["id"]) for shape in shapes])
+        return [job for job in found if isinstance(job, Job)]
 
     async def _take(self, report: Report) -> Taken:
         try:
@@ -199,8 +221,7 @@ class Reporting:
 def refusal(verdict: Verdict, report: Report) -> JobwireError:
     """The error that a verdict means, when the report was not taken."""
     if verdict.outcome in ABSENCES:
-        expired_at = None if verdict.expired_at is None else rfc3339(verdict.expired_at)
-        return absent_job(verdict.outcome, report.id, expired_at)
+        return absent_job(verdict.outcome, report.id, verdict.expired_at)
     status = verdict.held_status or QUEUED
     known = {"job_id": report.id, "current_status": status}
     match verdict.outcome:
@@ -238,12 +259,6 @@ def _refuse_repeated_ids(jobs: Sequence[NewJob]) -> None:
     repeated = {str(n): {"id": ["Stands twice in this array."]} for n, job in enumerate(jobs) if times[job.id] > 1}
     if repeated:
         raise ValidationFailed(repeated)
-
-
-def _repeat(first: FirstAnswer, idempotency: Idempotency) -> Created:
-    if first.request_hash != idempotency.request_hash:
-        raise IdempotencyMismatch()
-    return Created(first.body, first.location, repeated=True, told=True)
 
 
 def _creation_answer(created: Sequence[Job], as_one: bool) -> FirstAnswer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -13,17 +14,23 @@ from service.job import Job
 from service.stores.answers import change_of, deletion_of, ready_answer
 from service.stores.connections import Postgres
 from service.stores.job_table import JobTable
-from service.stores.outbox_table import OutboxTable
+from service.stores.outbox_table import CLAIMED_AT_ONCE, OutboxTable
+from service.stores.ready import JobKey
 from service.stores.status_cache import Change, StatusCache
 
 EVERY_s: Final = 0.25
-MOST_COMMITS_AT_ONCE: Final = 100
+MOST_JOBS_AT_ONCE: Final = 1_000
+MOST_JOBS_IN_ONE_PUT: Final = 200
+"""A commit may have a thousand jobs: told in one go, they would stop this process and outlast Redis's deadline."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Relay:
-    """Every process runs one. Rows of the outbox older than a second are told by whichever comes first."""
+    """Every process runs one. Rows of the outbox older than a second are told by whichever comes first.
+
+    One that cannot tell a row (Redis may still answer polls, and refuse what is written) trusts Redis no more.
+    """
 
     def __init__(self, postgres: Postgres, table: JobTable, outbox: OutboxTable, cache: StatusCache) -> None:
         self._postgres = postgres
@@ -35,10 +42,12 @@ class Relay:
     async def run(self) -> None:
         """Until cancelled. Trouble with Postgres is waited out: the rows stay where they are."""
         while True:
+            began_at = time.monotonic()
             try:
                 await self._outbox.sweep()
                 while await self._relay_overdue():
                     pass
+                self._cache.confirm(began_at)
             except Unavailable:
                 pass
             except Exception:
@@ -47,18 +56,29 @@ class Relay:
 
     async def _relay_overdue(self) -> bool:
         """One group of overdue commits; True when there may be more."""
+        if not self._cache.can_put:  # then another process must not find the rows locked by this one
+            self._cache.distrust()
+            return False
         async with self._postgres.transaction() as connection:
-            commits = await self._outbox.claim_overdue(connection, MOST_COMMITS_AT_ONCE)
-            if not commits:
+            overdue = await self._outbox.claim_overdue(connection)
+            if not overdue:
                 return False
-            jobs = list(dict.fromkeys(job for jobs in commits.values() for job in jobs))
-            if not await self._cache.put(await self._changes(jobs)):
+            commits, jobs = _beginning_of(overdue)
+            if not await self._tell(jobs):
+                self._cache.distrust()
                 return False
-            await self._outbox.delete(connection, list(commits))
+            await self._outbox.delete(connection, commits)
         self.relayed += len(jobs)
-        return len(commits) == MOST_COMMITS_AT_ONCE
+        return len(overdue) == CLAIMED_AT_ONCE or len(commits) < len(overdue)
 
-    async def _changes(self, keys: Sequence[tuple[int, str]]) -> list[Change]:
+    async def _tell(self, jobs: Sequence[JobKey]) -> bool:
+        """Whether Redis has heard of the present state of all of them."""
+        for start in range(0, len(jobs), MOST_JOBS_IN_ONE_PUT):
+            if not await self._cache.put(await self._changes(jobs[start : start + MOST_JOBS_IN_ONE_PUT])):
+                return False
+        return True
+
+    async def _changes(self, keys: Sequence[JobKey]) -> list[Change]:
         """What Redis must hear of these jobs: their present state, or that they are gone."""
         found = await self._table.read(keys)
         return [
@@ -67,16 +87,28 @@ class Relay:
         ]
 
 
+def _beginning_of(overdue: Mapping[str, Sequence[JobKey]]) -> tuple[list[str], list[JobKey]]:
+    """As many of the commits, and their jobs, as can be told while their rows are locked: at least one."""
+    commits: list[str] = []
+    jobs: dict[JobKey, None] = {}
+    for commit, its_jobs in overdue.items():
+        if commits and len(jobs) + len(its_jobs) > MOST_JOBS_AT_ONCE:
+            break
+        commits.append(commit)
+        jobs |= dict.fromkeys(its_jobs)
+    return commits, list(jobs)
+
+
 class Gate:
-    """After a (re)connect to Redis its entries are trusted only once no commit from before still waits to be told."""
+    """After a (re)connect, or a loss of trust, entries are trusted once no commit from before waits to be told."""
 
     def __init__(self, outbox: OutboxTable, cache: StatusCache) -> None:
         self._outbox = outbox
         self._cache = cache
         self._watching: asyncio.Task[None] | None = None
-        cache.on_connect.append(self._connected)
+        cache.on_connect.append(self._begin)
 
-    def _connected(self, generation: int) -> None:
+    def _begin(self, generation: int) -> None:
         self.close()
         self._watching = asyncio.get_running_loop().create_task(self._open(generation))
 
@@ -86,12 +118,12 @@ class Gate:
             self._watching.cancel()
 
     async def _open(self, generation: int) -> None:
-        """Opens for this generation of the connection only; a later one has a watch of its own."""
-        reconnected_at = None
+        """Opens for this generation only; a later one has a watch of its own."""
+        began_at = None
         while True:
             try:
-                reconnected_at = reconnected_at or await self._outbox.now()
-                if not await self._outbox.holds_older_than(reconnected_at):
+                began_at = began_at or await self._outbox.now()
+                if not await self._outbox.holds_older_than(began_at):
                     self._cache.trust(generation)
                     return
             except Unavailable:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 
 from service.errors import Unavailable
+
+CANCELLING_s: Final = 1.0
+"""How long Postgres may take to confirm that it gave up a statement, before we give up the connection."""
 
 Connection = asyncpg.pool.PoolConnectionProxy
 
@@ -28,6 +31,8 @@ _UNREACHABLE = (
 _NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError)
 _BUSY = (asyncpg.LockNotAvailableError, asyncpg.exceptions.TransactionRollbackError)
 
+# A process that stands still, or is cut off, must not hold its locks for longer than a moment.
+_BEGIN = "begin; set local idle_in_transaction_session_timeout = '2s'"
 _IDENTITY = """
 select concat_ws(':', system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), d.oid)
 from pg_control_system(), pg_database d where d.datname = current_database()
@@ -41,7 +46,6 @@ class Postgres:
     """A pool that opens when first used, so that the service starts, and answers from Redis, while Postgres is away.
 
     `identity` names the cluster, its timeline and the database: it changes when Postgres is restored or fails over.
-    `reachable` is what the last statement found.
     """
 
     def __init__(self, url: str, *, pool_size: int, prepared_statements: bool, timeout_s: float) -> None:
@@ -85,15 +89,28 @@ class Postgres:
         """One connection. Raises Unavailable for everything that is Postgres's trouble and not the statement's."""
         assert self._pool is not None, "open() comes first"
         with self._as_our_errors():
-            async with self._pool.acquire(timeout=self._timeout_s) as connection:
+            connection = await self._pool.acquire(timeout=self._timeout_s)
+            try:
                 yield connection
                 self.reachable = True
+            finally:
+                await self._pool.release(connection, timeout=CANCELLING_s)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection[asyncpg.Record]]:
         """One connection inside a transaction."""
-        async with self.connection() as connection, connection.transaction():
-            yield connection
+        async with self.connection() as connection:
+            await connection.execute(_BEGIN)
+            try:
+                yield connection
+            except TimeoutError:
+                # Nothing is committed. A rollback would wait for the same silence; Postgres does it for a lost client.
+                connection.terminate()
+                raise
+            except BaseException:
+                await connection.execute("rollback")
+                raise
+            await connection.execute("commit")
 
     async def fetch(self, statement: str, *values: Any) -> list[asyncpg.Record]:
         """All rows of one statement."""

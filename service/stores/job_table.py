@@ -33,7 +33,7 @@ class Verdict:
     job: Job | None
     held_status: str | None
     held_attempt: int | None
-    expired_at: datetime | None
+    expired_at: str | None
     xid: str | None
 
     @property
@@ -49,7 +49,7 @@ class Deletion:
     outcome: str
     version: int
     batch_id: str | None
-    expired_at: datetime | None
+    expired_at: str | None
     xid: str | None
 
 
@@ -104,7 +104,7 @@ class JobTable:
             rows = await self._postgres.fetch(_SQL["report"], *_columns(reports, None, None))
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
             raise BadValue(str(error)) from error
-        return [_verdict(row) for row in rows]
+        return await self._with_why_absent(reports, [_verdict(row) for row in rows])
 
     async def report_result(self, report: Report, content_type: str, digest: bytes, body: bytes) -> Verdict:
         """Stores a result and takes the report that came with it, in one commit.
@@ -112,12 +112,13 @@ class JobTable:
         The bytes are written before the job is locked, so a large result holds up no other report of that job.
         """
         async with self._postgres.transaction() as connection:
-            result_id = await connection.fetchval(_SQL["write_result"], content_type, digest, body)
+            result_id = await connection.fetchval(_SQL["write_result"], content_type, body)
             row = await connection.fetchrow(_SQL["report"], *_columns([report], result_id, digest))
             assert row is not None
             verdict = _verdict(row)
             if verdict.outcome != "changed":
                 await connection.execute(_SQL["drop_result"], result_id)
+        [verdict] = await self._with_why_absent([report], [verdict])
         return verdict
 
     async def create(
@@ -141,6 +142,8 @@ class JobTable:
                 raise BatchIsClosed(error.detail) from error
             if error.sqlstate == "JW002":
                 raise BatchSizeDiffers(error.detail) from error
+            if error.sqlstate == "JW003":
+                raise IdTaken(error.detail or "", deleted=True) from error
             raise
         for row in rows:
             if row["outcome"] != "created":
@@ -158,7 +161,7 @@ class JobTable:
             outcome.get(row["outcome"], row["outcome"]),
             row["version"] or 0,
             row["batch_id"],
-            row["gone_expired_at"],
+            _told(row["gone_expired_at"]),
             row["xid"],
         )
 
@@ -180,12 +183,26 @@ class JobTable:
     async def result(self, account_id: int, job_id: str) -> StoredResult | None:
         """The stored result of a job, or None."""
         row = await self._postgres.fetchrow(_SQL["result"], account_id, job_id)
-        return StoredResult(row["content_type"], row["body"], row["digest"]) if row else None
+        return StoredResult(row["content_type"], row["body"], row["result_digest"]) if row else None
 
     async def history(self, account_id: int, job_id: str, after_version: int, most: int) -> list[dict[str, Any]]:
         """At most `most` changes after a version, oldest first; `at` is a datetime."""
         rows = await self._postgres.fetch(_SQL["history"], account_id, job_id, after_version, most)
         return [dict(row) for row in rows]
+
+    async def _with_why_absent(self, reports: Sequence[Report], verdicts: list[Verdict]) -> list[Verdict]:
+        """Looks again for what was not found: a report that waited for a deletion could not see its tombstone yet."""
+        missing = [
+            (report, verdict)
+            for report, verdict in zip(reports, verdicts, strict=True)
+            if verdict.outcome in ("not_found", "forbidden")
+        ]
+        if missing:
+            found = await self.read([(report.account_id, report.id) for report, _ in missing])
+            for (_, verdict), why in zip(missing, found, strict=True):
+                if isinstance(why, Absence):
+                    verdict.outcome, verdict.expired_at = why.kind, why.expired_at
+        return verdicts
 
     async def lock_idempotency_key(self, connection: Connection[asyncpg.Record], account_id: int, key: str) -> bool:
         """False while another request with this key runs. Held until the transaction ends."""
@@ -255,7 +272,7 @@ def _verdict(row: asyncpg.Record) -> Verdict:
         _job(row) if taken else None,
         row["held_status"],
         row["held_attempt"],
-        row["gone_expired_at"],
+        _told(row["gone_expired_at"]),
         row["xid"],
     )
 
@@ -292,8 +309,11 @@ def _job(row: asyncpg.Record) -> Job:
 
 
 def _absence(row: asyncpg.Record) -> Absence:
-    expired_at = row["gone_expired_at"]
-    return Absence(row["absence"], None if expired_at is None else rfc3339(expired_at))
+    return Absence(row["absence"], _told(row["gone_expired_at"]))
+
+
+def _told(expired_at: datetime | None) -> str | None:
+    return None if expired_at is None else rfc3339(expired_at)
 
 
 def _json(value: dict[str, Any] | None) -> str | None:
@@ -305,5 +325,5 @@ def _parsed(text: str | None) -> dict[str, Any] | None:
 
 
 def _conflicting_id(error: asyncpg.UniqueViolationError) -> str:
-    """The job id in `Key (account_id, id)=(7, abc) already exists.`"""
-    return (error.detail or "").rpartition(", ")[2].partition(")")[0]
+    """The job id in `Key (id, account_id)=(abc, 7) already exists.`"""
+    return (error.detail or "").partition("=(")[2].partition(",")[0]

@@ -41,7 +41,7 @@ select account_id from jobs where id = $1 and public limit 1;
 
 -- name: write_result
 -- The bytes of a result, before its job is locked. They count only once a job points to them.
-insert into results (content_type, digest, body) values ($1, $2, $3) returning id;
+insert into results (content_type, body) values ($1, $2) returning id;
 
 -- name: drop_result
 -- Bytes that turned out to be there already.
@@ -49,7 +49,7 @@ delete from results where id = $1;
 
 -- name: result
 -- What was stored for a job.
-select r.content_type, r.body, r.digest from jobs j join results r on r.id = j.result_id where j.account_id = $1 and j.id = $2;
+select r.content_type, r.body, j.result_digest from jobs j join results r on r.id = j.result_id where j.account_id = $1 and j.id = $2;
 
 -- name: history
 -- Changes after a version, oldest first.

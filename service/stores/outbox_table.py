@@ -10,6 +10,9 @@ import asyncpg
 from service.stores.connections import Connection, Postgres
 from service.stores.queries import load
 
+CLAIMED_AT_ONCE: Final = 100
+"""As the statement says: written there, so that the plan knows how few they are."""
+
 _SQL: Final = load("outbox_table")
 
 
@@ -35,11 +38,12 @@ class OutboxTable:
             self._told |= told
             raise
 
-    async def claim_overdue(
-        self, connection: Connection[asyncpg.Record], most: int
-    ) -> dict[str, list[tuple[int, str]]]:
-        """Rows older than a second, locked until the transaction ends: xid -> jobs as (account id, job id)."""
-        rows = await connection.fetch(_SQL["claim_overdue"], most)
+    async def claim_overdue(self, connection: Connection[asyncpg.Record]) -> dict[str, list[tuple[int, str]]]:
+        """At most CLAIMED_AT_ONCE rows older than a second, locked until the transaction ends.
+
+        xid -> jobs as (account id, job id).
+        """
+        rows = await connection.fetch(_SQL["claim_overdue"])
         return {row["xid"]: list(zip(row["accounts"], row["jobs"], strict=True)) for row in rows}
 
     async def delete(self, connection: Connection[asyncpg.Record], xids: list[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,9 @@ from service.stores.redis_pipe import RedisError, RedisPipe, Script
 
 PUT_TRIES_FOR_s: Final = 0.5
 """How long a writer tries to tell Redis before it acknowledges with a warning instead."""
+
+CONFIRMED_FOR_s: Final = 1.0
+"""The relay looks four times a second for changes that were not told within one: a second later they are two old."""
 
 MOST_READS: Final = 1_000
 MOST_CHANGES: Final = 100
@@ -122,8 +126,10 @@ class StatusCache:
         self.life = ""
         self.generation = 0
         self.trusted = False
+        self._confirmed_at = time.monotonic()  # the gate is shut, and opens no earlier than it has looked itself
         self.policy = ""
         self.redis_errors = 0
+        self._refusal = ""
         self.on_connect: list[Callable[[int], None]] = []
         self.on_new_life: list[Callable[[], None]] = []
         polls.on_up.append(self._polls_came_up)
@@ -151,6 +157,15 @@ class StatusCache:
         if self.trusted:
             self._begin_generation()
 
+    def confirm(self, as_of: float) -> None:
+        """At `as_of` (time.monotonic) no change was overdue to be told, or the gate was shut because one was."""
+        self._confirmed_at = as_of
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Entries are used, and for too long nobody could look whether every change was told: they may be old."""
+        return self.trusted and time.monotonic() - self._confirmed_at > CONFIRMED_FOR_s
+
     def read(self, key: JobKey, held: int) -> asyncio.Future[Reading]:
         """Compares version `held` (0: none) with Redis. All reads of one turn of the event loop are one trip.
 
@@ -170,13 +185,18 @@ class StatusCache:
             slot.join(held, reading)
         return reading
 
+    @property
+    def can_put(self) -> bool:
+        """Whether it makes sense to try: as far as is known Redis can be reached."""
+        return self._puts.up and bool(self._puts_life)
+
     async def put(self, changes: Sequence[Change]) -> bool:
         """Refreshes entries and announces. True: every change was told. Told twice, a change does no harm.
 
         A put that Redis did not take is tried again for PUT_TRIES_FOR_s in all. False at once if Redis is
         known to be away, or refuses.
         """
-        if not self._puts.up or not self._puts_life:
+        if not self.can_put:
             return False
         try:
             async with asyncio.timeout(PUT_TRIES_FOR_s):
@@ -243,6 +263,7 @@ class StatusCache:
             except RedisAway:
                 await self._puts_are_up.wait()
             else:
+                self._refusal = ""
                 return True
 
     async def _try_to_write(self, script: Script, keys: Sequence[bytes], args: Sequence[Argument]) -> None:
@@ -266,7 +287,9 @@ class StatusCache:
 
     def _count(self, error: RedisError) -> None:
         self.redis_errors += 1
-        _log.warning("redis_refused", why=str(error))
+        if str(error) != self._refusal:  # it comes with every report while it lasts
+            self._refusal = str(error)
+            _log.warning("redis_refused", why=self._refusal)
 
     def _polls_came_up(self, facts: Mapping[str, str]) -> None:
         self.policy = facts.get("maxmemory_policy", "")

@@ -28,8 +28,11 @@ class Form:
 
 
 def retry_line() -> bytes:
-    """When to come back: jittered, so that a restart is not met by everyone at once."""
-    return b"retry: %d\n\n" % randint(2000, 5000)  # noqa: S311 (spreads load, guards nothing)
+    """When to come back: jittered, so that a restart is not met by everyone at once.
+
+    No blank line ends it: the field counts as soon as it is read, and some readers take its own block for an event.
+    """
+    return b"retry: %d\n" % randint(2000, 5000)  # noqa: S311 (spreads load, guards nothing)
 
 
 def problem_event(error_type: str, detail: str) -> bytes:

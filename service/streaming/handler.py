@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 from aiohttp import HttpVersion11, web
 
+from schemas.requests import EventsQuerySchema
 from service.authentication import LIMIT_HEADERS
 from service.identity import Caller
 from service.job import FINISHED
 from service.middlewares import REQUEST_ID
-from service.requests import job_id_of, on_hangup
+from service.requests import job_id_of, on_hangup, query
 from service.stores.ready import ReadyAnswer
 from service.streaming.frames import Form, retry_line
 from service.streaming.operation import Streams, present_notice
@@ -23,6 +23,10 @@ STREAM_HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",  # nginx would hold events back
 }
+GONE_FIRST: Final = 204
+"""For a reader that hung up before its stream began: nobody receives it."""
+
+_EVENTS_QUERY: Final = EventsQuerySchema()
 
 
 class Streaming:
@@ -37,16 +41,22 @@ class Streaming:
         204 for a reader that has the finished state already: that is how EventSource stops.
         """
         key = (caller.account_id, job_id_of(request))
+        known_id = _last_event_id(request)
+        if request.transport is None:
+            return web.Response(status=GONE_FIRST)
         form = Form(chunked=request.version >= HttpVersion11, public=caller.public)
-        stream = JobStream(cast(asyncio.Transport, request.transport), caller.key_id, form)
+        stream = JobStream(request.transport, caller.key_id, form)
         with self._streams.counted(stream):
             # Subscribe, await the acknowledgement, then read: no change falls in between.
             async with self._streams.hub.follow(key, stream):
                 answer = await self._streams.reader.read(*key)
-                known = _last_event_id(request) == _event_id(answer)
+                known = known_id == _event_id(answer)
                 if known and answer.status in FINISHED:
                     return web.Response(status=204)
-                response = await self._begun(request)
+                try:
+                    response = await self._begun(request)
+                except ConnectionError:
+                    return web.Response(status=GONE_FIRST)
                 on_hangup(request, stream.end)
                 stream.start(present_notice(key, answer), known=known)
                 await self._streams.attend(stream, key)
@@ -65,7 +75,8 @@ class Streaming:
 
 def _last_event_id(request: web.Request) -> str | None:
     """The header, which EventSource sends by itself, or the parameter, for those who cannot set headers."""
-    return request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
+    asked = query(request, _EVENTS_QUERY)
+    return request.headers.get("Last-Event-ID") or asked["last_event_id"]
 
 
 def _event_id(answer: ReadyAnswer) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import orjson
+import structlog
 
 from service.errors import JobDeleted, JobExpired, JobwireError, TooManyStreams, Unavailable
 from service.hub import Hub
@@ -19,6 +20,10 @@ from service.streaming.frames import problem_event
 from service.streaming.stream import JobStream
 
 TICK_EVERY_s: Final = 0.25
+LAST_WORDS_s: Final = 1.0
+"""How long a process that ends waits for its readers to take the end of their streams."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Streams:
@@ -64,9 +69,11 @@ class Streams:
         """Looks at every stream from time to time, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            now = loop.time()
-            for stream in tuple(self._open):
-                stream.tick(now)
+            try:
+                for stream in tuple(self._open):
+                    stream.tick(loop.time())
+            except Exception:  # one stream's fault must not be the end of all looking after
+                _log.exception("tick_failed")
             await asyncio.sleep(TICK_EVERY_s)
 
     def end_of_keys(self, key_ids: Sequence[str]) -> None:
@@ -79,7 +86,7 @@ class Streams:
         """Ends every stream cleanly, and takes no more: readers reconnect to another process."""
         self._closing = True
         for stream in tuple(self._open):
-            stream.end()
+            stream.end(within_s=LAST_WORDS_s)
 
     async def _read_anew(self, stream: JobStream, key: JobKey) -> None:
         try:

@@ -11,6 +11,7 @@ from service.stores.event_channel import DELETED, Notice
 from service.streaming.frames import COMMENT, Form, event_frame
 
 LIFETIME_s: Final = 600.0
+"""At most: a key that nobody uses leaves memory after as long, and could no longer be revoked there."""
 QUIET_FOR_s: Final = 12.0
 """A comment is due after this long without a word; the contract says 15."""
 STUCK_FOR_s: Final = 10.0
@@ -39,7 +40,8 @@ class JobStream:
         self._sent_stalled = False
         self._wrote_at = self._loop.time()
         self._blocked_since: float | None = None
-        self._ends_at = self._wrote_at + LIFETIME_s * uniform(0.9, 1.1)  # noqa: S311
+        self._let_go_at = float("inf")
+        self._ends_at = self._wrote_at + LIFETIME_s * uniform(0.8, 0.99)  # noqa: S311
 
     def start(self, present: Notice, *, known: bool) -> None:
         """Begins with the present state of the job, or (`known`) after it; what was heard meanwhile may be newer."""
@@ -47,15 +49,14 @@ class JobStream:
         if known:
             self.version = max(self.version, present.version)
             self._sent_status, self._sent_stalled = present.status, present.stalled
-            self.flush()
-        elif self._slots:
-            self.flush()
+            self._slots = [notice for notice in self._slots if notice.version > present.version]
         else:
             self.hear(present)
+        self.flush()
 
     def hear(self, notice: Notice) -> None:
-        """A change; an older one than was heard before says nothing new."""
-        if notice.version <= self.version or self.ended:
+        """A change; an older one than was heard before says nothing new, and nothing comes after a deletion."""
+        if notice.version <= self.version or self.ended or (self._slots and self._slots[-1].status == DELETED):
             return
         self.version = notice.version
         if self._slots and self._slots[-1].status not in FINISHED:
@@ -74,11 +75,12 @@ class JobStream:
             notice = self._slots.pop(0)
             self._write(event_frame(notice, self._name_of(notice), self._sent_status, self._form))
             self._sent_status, self._sent_stalled = notice.status, notice.stalled
-            if notice.status in FINISHED or notice.status == DELETED:
+            if not self._slots and (notice.status in FINISHED or notice.status == DELETED):
                 self.end()
 
-    def end(self, last_words: bytes = b"") -> None:
-        """Ends the stream cleanly."""
+    def end(self, last_words: bytes = b"", *, within_s: float | None = None) -> None:
+        """Ends the stream cleanly, or by hanging up on a reader that does not take the end `within_s`."""
+        self._let_go_at = min(self._let_go_at, self._loop.time() + (STUCK_FOR_s if within_s is None else within_s))
         if not self.ended:
             if last_words and self._started and not self._transport.is_closing():
                 self._write(self._form.framed(last_words))
@@ -87,7 +89,10 @@ class JobStream:
 
     def tick(self, now: float) -> None:
         """Looked at from time to time by one timer for all streams."""
-        if self._transport.is_closing() or now >= self._ends_at:
+        if self.ended:
+            if now >= self._let_go_at:
+                self._transport.abort()
+        elif self._transport.is_closing() or now >= self._ends_at:
             self.end()
         elif self._slots:
             self.flush()

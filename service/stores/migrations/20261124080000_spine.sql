@@ -65,10 +65,11 @@ create table jobs (
   notification        jsonb,
   webhook_url         text,
   result_id           bigint,
-  primary key (account_id, id),
-  constraint id_is_well_formed check (id ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$'),
+  result_digest       bytea,
+  primary key (id, account_id),
+  constraint id_is_well_formed check (id ~ '^[A-Za-z0-9][A-Za-z0-9._:-]*$' and length(id) <= 128),
   constraint status_is_known check (status in ('queued', 'PROCESSING', 'COMPLETED', 'FAILED', 'CANCELLED')),
-  constraint type_is_a_slug check (type ~ '^[a-z0-9_.-]{1,64}$'),
+  constraint type_is_a_slug check (type ~ '^[a-z0-9_.-]+$' and length(type) <= 64),
   constraint version_and_attempt_start_at_1 check (version >= 1 and attempt >= 1),
   constraint finished_exactly_when_completed_at check ((status in ('COMPLETED', 'FAILED', 'CANCELLED')) = (completed_at is not null)),
   constraint expires_exactly_when_finished check ((expires_at is null) = (completed_at is null)),
@@ -78,11 +79,12 @@ create table jobs (
   constraint percentage_is_a_percentage check ((progress->'percentage')::numeric between 0 and 100),
   constraint only_processing_stalls check (not stalled or status = 'PROCESSING'),
   constraint stalled_action_is_known check (stalled_action in ('mark', 'fail')),
-  constraint heartbeat_timeout_is_positive check (heartbeat_timeout_s > 0)
+  constraint heartbeat_timeout_is_positive check (heartbeat_timeout_s > 0),
+  constraint result_has_a_digest check ((result_id is null) = (result_digest is null)),
+  constraint digest_is_sha256 check (octet_length(result_digest) = 32)
 ) with (fillfactor = 75);
 
 -- No index here holds a column that mere progress changes: such updates stay on their page (HOT).
-create index jobs_by_id on jobs (id);
 
 comment on table jobs is 'The truth about every job. Written by report_jobs, create_jobs and delete_job; the triggers below record what each write means.';
 comment on column jobs.account_id is 'No foreign key on purpose: its check would lock the account row for each insert.';
@@ -94,15 +96,14 @@ comment on column jobs.heartbeat_timeout_s is 'A PROCESSING job silent for longe
 comment on column jobs.progress is 'percentage, message, step, files_completed, total_files, queue_position; parts unknown are absent.';
 comment on column jobs.notification is '{email, events, include_summary}: whom to mail, and when.';
 comment on column jobs.result_id is 'The present result; results are written before the job is locked, so this is what makes one count.';
-comment on index jobs_by_id is 'Answers "does only another account have it?" (403 instead of 404).';
+comment on column jobs.result_digest is 'SHA-256 of the result and its content type. It stands here because what is compared must be read under the lock.';
+comment on index jobs_pkey is 'Answers "does only another account have it?" (403 instead of 404).';
 
 create table results (
   id           bigint generated always as identity primary key,
   content_type text not null,
-  digest       bytea not null,
   body         bytea not null,
-  stored_at    timestamptz(3) not null default clock_timestamp(),
-  constraint digest_is_sha256 check (octet_length(digest) = 32)
+  stored_at    timestamptz(3) not null default clock_timestamp()
 );
 alter table results alter column body set storage external;
 comment on table results is 'Result bytes. A row counts once a job points to it (jobs.result_id).';
@@ -184,12 +185,21 @@ create function note_in_outbox(accounts int[], ids text[]) returns void language
 $$;
 comment on function note_in_outbox is 'One row per transaction, whatever number of statements it has.';
 
-create function shift_batches(accounts int[], batch_ids text[], were text[], became text[]) returns void language plpgsql as $$
+create function shift_batches(accounts int[], batch_ids text[], were text[], became text[]) returns void language plpgsql
+-- Lookups by primary key only; see report_jobs.
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
+declare shut text;
 begin
   -- Jobs are locked before batches, and batches in one order: no two writers can wait for each other.
-  perform from batches b
-    where (b.account_id, b.id) in (select s.account_id, s.id from unnest(accounts, batch_ids) s(account_id, id))
-    order by b.account_id, b.id for update;
+  perform from (select distinct s.account_id, s.id from unnest(accounts, batch_ids) s(account_id, id) order by 1, 2) s
+    cross join lateral (select from batches b where b.account_id = s.account_id and b.id = s.id for update) l;
+  select b.id into shut
+    from (select distinct s.account_id, s.id from unnest(accounts, batch_ids, were) s(account_id, id, was) where s.was is null) s
+      cross join lateral (select x.id from batches x where x.account_id = s.account_id and x.id = s.id and x.closed limit 1) b
+    limit 1;
+  if shut is not null then
+    raise exception 'batch closed' using errcode = 'JW001', detail = shut;
+  end if;
   update batches b set
       total = b.total + d.total, queued = b.queued + d.queued, processing = b.processing + d.processing,
       completed = b.completed + d.completed, failed = b.failed + d.failed, cancelled = b.cancelled + d.cancelled,
@@ -204,7 +214,7 @@ begin
           from unnest(accounts, batch_ids, were, became) s(account_id, id, was, became) group by 1, 2) d
     where b.account_id = d.account_id and b.id = d.id;
 end $$;
-comment on function shift_batches is 'Moves jobs between the counts of their batches; null before: added, null after: removed.';
+comment on function shift_batches is 'Moves jobs between the counts of their batches; null before: added (JW001 if the batch is closed), null after: removed.';
 
 create function jobs_inserted() returns trigger language plpgsql set enable_hashjoin = on as $$
 begin
@@ -214,18 +224,16 @@ begin
   if exists (select from new_rows n where n.batch_id is not null) then
     insert into batches (account_id, id) select distinct n.account_id, n.batch_id from new_rows n where n.batch_id is not null order by 1, 2
       on conflict do nothing;
-    perform from batches b where (b.account_id, b.id) in (select n.account_id, n.batch_id from new_rows n) order by b.account_id, b.id for update;
-    if exists (select from batches b join new_rows n on b.account_id = n.account_id and b.id = n.batch_id where b.closed) then
-      raise exception 'batch closed' using errcode = 'JW001',
-        detail = (select b.id from batches b join new_rows n on b.account_id = n.account_id and b.id = n.batch_id where b.closed limit 1);
-    end if;
     perform shift_batches(array_agg(n.account_id), array_agg(n.batch_id), array_agg(null::text), array_agg(n.status))
       from new_rows n where n.batch_id is not null;
   end if;
   return null;
 end $$;
 
-create function jobs_updated() returns trigger language plpgsql set enable_hashjoin = on as $$
+create function jobs_updated() returns trigger language plpgsql
+-- A session keeps the plans of its first call. Made for one row, nested loops would later compare each of 500 rows with each.
+set enable_hashjoin = on set enable_nestloop = off as $$
+declare gone bigint[];
 begin
   perform note_in_outbox(array_agg(n.account_id), array_agg(n.id))
     from new_rows n join old_rows o using (account_id, id) where n.version > o.version having count(*) > 0;
@@ -234,8 +242,11 @@ begin
     select n.account_id, n.id, n.version, n.changed_at, n.status, o.status, n.attempt, n.progress->>'step', n.error
     from new_rows n join old_rows o using (account_id, id)
     where (n.status, n.attempt, n.progress->>'step', n.error, n.stalled) is distinct from (o.status, o.attempt, o.progress->>'step', o.error, o.stalled);
-  delete from results r using new_rows n join old_rows o using (account_id, id)
-    where r.id = o.result_id and n.result_id is distinct from o.result_id;
+  select array_agg(o.result_id) into gone from new_rows n join old_rows o using (account_id, id)
+    where o.result_id is not null and n.result_id is distinct from o.result_id;
+  if gone is not null then
+    delete from results r where r.id = any (gone);
+  end if;
   if exists (select from new_rows n join old_rows o using (account_id, id) where n.status <> o.status and n.batch_id is not null) then
     perform shift_batches(array_agg(n.account_id), array_agg(n.batch_id), array_agg(o.status), array_agg(n.status))
       from new_rows n join old_rows o using (account_id, id) where n.status <> o.status and n.batch_id is not null;
@@ -267,16 +278,6 @@ create function merge_top_level(held jsonb, given jsonb) returns jsonb language 
 $$;
 comment on function merge_top_level is 'Parts given replace parts held; a part given as null is removed. Deeper levels are not merged.';
 
-create function merge_progress(held jsonb, given jsonb, begins_attempt bool, status text) returns jsonb language sql immutable parallel safe as $$
-  select case when status = 'COMPLETED' then parts - 'queue_position' || '{"percentage": 100}'
-              when status <> 'queued' and not given ? 'queue_position' then parts - 'queue_position'
-              else parts end
-  from (select case when (held->'percentage')::numeric > coalesce(nullif(given->'percentage', 'null')::numeric, -1) and not begins_attempt
-                    then merge_top_level(held, given) || jsonb_build_object('percentage', held->'percentage')
-                    else merge_top_level(case when begins_attempt then '{}' else held end, given) end as parts) merged;
-$$;
-comment on function merge_progress is 'Percentage never falls within an attempt; a new attempt begins empty; a job that left the queue has no place in it.';
-
 create function report_jobs(accounts int[], ids text[], statuses text[], progresses jsonb[], errors text[], details jsonb[], metadatas jsonb[],
                             attempts int[], if_matches text[], retries bool[], result_ids bigint[], result_digests bytea[])
 returns table (n bigint, outcome text, held_status text, held_attempt int, gone_expired_at timestamptz, xid text, job jobs) language plpgsql
@@ -292,23 +293,36 @@ with item as materialized (                     -- locks are taken in the order 
 ), held as materialized (                       -- the only place that locks jobs for a report
   select i.n, i.account_id as item_account, i.id as item_id, i.status as to_status, i.progress as new_progress, i.error as new_error,
          i.error_details as new_details, i.metadata as new_metadata, i.attempt as of_attempt, i.if_match, i.retry, i.result_id as new_result,
-         i.result_digest as new_digest, l.job, (l.job).*
-  from item i left join lateral (select j as job from jobs j where j.account_id = i.account_id and j.id = i.id for update) l on true
+         i.result_digest as new_digest, l.*
+  from item i left join lateral (
+    select j.account_id, j.id, j.status, j.version, j.attempt, j.changed_at, j.progress, j.metadata, j.stalled, j.result_id, j.result_digest,
+           case when j.status in ('COMPLETED', 'FAILED', 'CANCELLED') then j end as job      -- the others are written, and come back from there
+    from jobs j where j.account_id = i.account_id and j.id = i.id for update) l on true
 ), merged as materialized (                     -- what each job would be
-  select h.*, h.status in ('COMPLETED', 'FAILED', 'CANCELLED') as finished, coalesce(h.to_status, h.status) as next_status,
-         coalesce(h.to_status = 'queued' and h.status <> 'queued', false) as begins_attempt,
+  select h.*, s.*, h.status in ('COMPLETED', 'FAILED', 'CANCELLED') as finished,
          greatest(date_trunc('milliseconds', clock_timestamp()), h.changed_at) as at,     -- read under the lock, so versions and times agree
          case when h.retry then '{}'
-              when h.new_progress is not null or h.to_status <> h.status
-              then merge_progress(h.progress, coalesce(h.new_progress, '{}'), h.to_status = 'queued' and h.status <> 'queued', coalesce(h.to_status, h.status))
-              else h.progress end as next_progress,
-         case when h.new_metadata is not null then merge_top_level(h.metadata, h.new_metadata) else h.metadata end as next_metadata,
-         case when h.new_result is not null and h.result_id is not null then (select r.digest = h.new_digest from results r where r.id = h.result_id) end as same_result
+              when h.new_progress is null and s.next_status = h.status then h.progress
+              when s.next_status = 'COMPLETED' then k.kept - 'queue_position' || '{"percentage": 100}'
+              when s.next_status <> 'queued' and not coalesce(h.new_progress, '{}') ? 'queue_position' then k.kept - 'queue_position'
+              else k.kept end as next_progress,
+         case when h.new_metadata is null then h.metadata
+              when jsonb_path_exists(h.new_metadata, '$.* ? (@ == null)') then merge_top_level(h.metadata, h.new_metadata)
+              else h.metadata || h.new_metadata end as next_metadata,
+         h.new_digest = h.result_digest as same_result
   from held h
+    cross join lateral (select coalesce(h.to_status, h.status) as next_status,
+                               coalesce(h.to_status = 'queued' and h.status <> 'queued', false) as begins_attempt) s
+    -- Parts given replace parts held, null removes; a new attempt begins empty. The parts are scalars, so stripping goes no deeper.
+    cross join lateral (select jsonb_strip_nulls(case when s.begins_attempt then '{}' else h.progress end || coalesce(h.new_progress, '{}')) as parts) p
+    -- Percentage never falls within an attempt.
+    cross join lateral (select case when not s.begins_attempt and (h.progress->'percentage')::numeric > coalesce((p.parts->'percentage')::numeric, -1)
+                                    then p.parts || jsonb_build_object('percentage', h.progress->'percentage') else p.parts end as kept) k
 ), verdict as materialized (
-  select m.*, t.expired_at as gone_expired_at, case
+  select m.n, m.account_id, m.id, m.status, m.attempt, m.job, m.finished, m.next_status, m.next_progress, m.next_metadata, m.begins_attempt, m.at,
+         m.new_error, m.new_details, m.new_result, m.new_digest, m.retry, t.expired_at as gone_expired_at, case
       when m.id is null then case when t.id is not null then case when t.expired_at is null then 'deleted' else 'expired' end
-                                  when exists (select from jobs x where x.id = m.item_id) then 'forbidden' else 'not_found' end
+                                  when exists (select from jobs x where x.id = m.item_id and x.account_id <> m.item_account) then 'forbidden' else 'not_found' end
       when m.if_match <> '*' and not format('"%s-%s"', m.version, (extract(epoch from m.changed_at) * 1000)::bigint) = any (string_to_array(m.if_match, ',')) then 'precondition_failed'
       when m.of_attempt < m.attempt then 'stale_attempt'
       when m.of_attempt > m.attempt then 'unknown_attempt'
@@ -319,11 +333,11 @@ with item as materialized (                     -- locks are taken in the order 
       when m.finished and m.to_status is null and (m.new_progress is not null or m.new_metadata is not null) then 'invalid_transition'
       when m.finished and (m.next_progress <> m.progress or m.next_metadata <> m.metadata) then 'invalid_transition'
       when m.finished then 'same'
-      when octet_length(m.next_metadata::text) > 16384 and m.next_metadata <> m.metadata then 'metadata_too_large'
+      when m.next_metadata <> m.metadata and octet_length(m.next_metadata::text) > 16384 then 'metadata_too_large'
       when m.next_status <> m.status or m.stalled or m.next_progress <> m.progress or m.next_metadata <> m.metadata
            or (m.new_result is not null and m.same_result is not true) then 'changed'
       else 'same' end as outcome
-  from merged m left join tombstones t on m.id is null and t.account_id = m.item_account and t.id = m.item_id
+  from merged m left join lateral (select * from tombstones t where m.id is null and t.account_id = m.item_account and t.id = m.item_id limit 1) t on true
 ), written as (
   update jobs j set
       status = v.next_status, progress = v.next_progress, metadata = v.next_metadata, stalled = false,
@@ -338,7 +352,8 @@ with item as materialized (                     -- locks are taken in the order 
         then coalesce(j.expires_at, v.at + (select a.retention from accounts a where a.id = j.account_id)) end,
       error = case when v.next_status in ('FAILED', 'CANCELLED') then coalesce(j.error, v.new_error) end,
       error_details = case when v.next_status in ('FAILED', 'CANCELLED') then coalesce(j.error_details, v.new_details) end,
-      result_id = case when v.retry then null when v.outcome = 'changed' then coalesce(v.new_result, j.result_id) else j.result_id end
+      result_id = case when v.retry then null when v.outcome = 'changed' then coalesce(v.new_result, j.result_id) else j.result_id end,
+      result_digest = case when v.retry then null when v.outcome = 'changed' then coalesce(v.new_digest, j.result_digest) else j.result_digest end
     from verdict v
     where j.account_id = v.account_id and j.id = v.id and (v.outcome = 'changed' or (v.outcome = 'same' and not v.finished))
     returning v.n, v.outcome, v.status as held_status, v.attempt as held_attempt, j
@@ -357,15 +372,21 @@ comment on function report_jobs is
 -- Creating and deleting -------------------------------------------------------------------------------------------
 
 create function create_jobs(account int, items jsonb, close_batches text[]) returns table (outcome text, conflict_id text, job jobs) language plpgsql
-set plan_cache_mode = force_generic_plan set lock_timeout = '1s' as $$
+set plan_cache_mode = force_generic_plan set lock_timeout = '1s'
+-- Lookups by primary key only; see report_jobs.
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off as $$
 declare
-  mismatched text;
+  buried text;
+  asked record;
+  held batches;
   at timestamptz := date_trunc('milliseconds', clock_timestamp());
 begin
   return query
     select case when t.id is null then 'already_exists' else 'tombstone' end, i.id, null::jobs
-    from jsonb_to_recordset(items) i(id text) left join jobs j on j.account_id = account and j.id = i.id
-      left join tombstones t on t.account_id = account and t.id = i.id and t.at > clock_timestamp() - interval '30 days'
+    from jsonb_to_recordset(items) i(id text)
+      left join lateral (select x.id from jobs x where x.account_id = account and x.id = i.id limit 1) j on true
+      left join lateral (select x.id from tombstones x where x.account_id = account and x.id = i.id
+                         and x.at > clock_timestamp() - interval '30 days' limit 1) t on true
     where j.id is not null or t.id is not null;
   if found then return; end if;
 
@@ -381,24 +402,31 @@ begin
       returning jobs)
     select 'created', null, i.jobs from inserted i;
 
-  -- The trigger has locked these batches already, so what follows cannot wait.
-  with announced as (
-    select i.batch_id, min(i.batch_size) as size, count(distinct i.batch_size) as sizes
-    from jsonb_to_recordset(items) i(batch_id text, batch_size int) where i.batch_size is not null and i.batch_id is not null group by 1)
-  select b.id into mismatched from announced n join batches b on b.account_id = account and b.id = n.batch_id
-    where n.sizes > 1 or coalesce(b.size, n.size) <> n.size or b.total > n.size limit 1;
-  if mismatched is not null then
-    raise exception 'batch size' using errcode = 'JW002', detail = mismatched;
+  -- An id that was created and deleted while this insert waited for it has a tombstone by now.
+  select t.id into buried from jsonb_to_recordset(items) i(id text)
+    cross join lateral (select x.id from tombstones x where x.account_id = account and x.id = i.id
+                        and x.at > clock_timestamp() - interval '30 days' limit 1) t limit 1;
+  if buried is not null then
+    raise exception 'tombstone' using errcode = 'JW003', detail = buried;
   end if;
-  update batches b set size = coalesce(b.size, i.batch_size)
-    from jsonb_to_recordset(items) i(batch_id text, batch_size int) where b.account_id = account and b.id = i.batch_id and i.batch_size is not null;
-  update batches b set closed = true, version = b.version + 1
-    where b.account_id = account and not b.closed
-      and (b.id = any (close_batches) or (b.total >= b.size and b.id in (select i.batch_id from jsonb_to_recordset(items) i(batch_id text))));
+
+  -- The trigger has locked these batches already, so what follows cannot wait. Mostly there is one.
+  for asked in
+    select i.batch_id as id, min(i.batch_size) as size, count(distinct i.batch_size) as sizes, i.batch_id = any (close_batches) as close
+    from jsonb_to_recordset(items) i(batch_id text, batch_size int) where i.batch_id is not null group by i.batch_id
+  loop
+    select * into held from batches b where b.account_id = account and b.id = asked.id;
+    if asked.sizes > 1 or held.size <> asked.size or held.total > asked.size then
+      raise exception 'batch size' using errcode = 'JW002', detail = asked.id;
+    end if;
+    update batches b set size = coalesce(held.size, asked.size),
+        closed = asked.close or coalesce(held.total >= coalesce(held.size, asked.size), false)
+      where b.account_id = account and b.id = asked.id;
+  end loop;
 end $$;
 comment on function create_jobs is
   'All jobs of one request, or none. Rows that say already_exists or tombstone: nothing was written. '
-  'Raises JW001 (batch is closed, its id in detail) or JW002 (batch_size disagrees, id in detail).';
+  'Raises JW001 (batch is closed), JW002 (batch_size disagrees) or JW003 (the id was deleted meanwhile), each with the id in detail.';
 
 create function delete_job(account int, job_id text, if_match text) returns table (outcome text, gone_expired_at timestamptz, version bigint, batch_id text, xid text) language plpgsql
 set lock_timeout = '1s' as $$
@@ -422,6 +450,6 @@ comment on function delete_job is 'Removes a job in any state; the trigger leave
 
 -- migrate:down
 
-drop function delete_job, create_jobs, report_jobs, merge_progress, merge_top_level;
+drop function delete_job, create_jobs, report_jobs, merge_top_level;
 drop table idempotency_keys, outbox, batches, tombstones, job_history, results, jobs, keys, accounts;
 drop function jobs_inserted, jobs_updated, jobs_deleted, shift_batches, note_in_outbox;
