@@ -1,4 +1,4 @@
-"""Who in this process follows which job or batch. One subscription each, however many follow; lost messages are repaired."""
+"""Who in this process follows which job or batch. One subscription each, whoever follows; lost messages are repaired."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Hub:
         for follower in followers:
             if notice.version:
                 follower.hear(notice)
-            else:  # the relay knows that a job is gone, and no more
+            else:  # a batch changed, or the relay knows that a job is gone: no more was said
                 follower.resync()
 
     def _resync_all(self) -> None:

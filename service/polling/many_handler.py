@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -18,6 +19,7 @@ from service.requests import (
     batch_id_of,
     checked,
     json_body,
+    none_match,
     on_hangup,
     query,
     wait_preference,
@@ -58,7 +60,7 @@ class PollingMany:
         if wait_s is None:
             answer = await self._batches.read(caller.account_id, batch_id)
         else:
-            waker = Waker(known_etag=request.headers.get(hdrs.IF_NONE_MATCH))
+            waker = Waker(is_known=partial(none_match, request) if hdrs.IF_NONE_MATCH in request.headers else None)
             on_hangup(request, waker.give_up)
             answer = await self._batches.wait(self._waiting, caller.account_id, batch_id, waker, wait_s)
         return respond(request, answer, answer.shape_a, waited_s=wait_s, may_be_stale=self._reader.may_be_stale)

@@ -12,7 +12,7 @@ from service.errors import NoResult, NotFinished, ResultNotFound
 from service.hub import Hub
 from service.job import COMPLETED, FINISHED
 from service.status_reader import StatusReader
-from service.stores.event_channel import BATCH_CHANGED, DELETED, Notice
+from service.stores.event_channel import DELETED, Notice
 from service.stores.job_table import JobTable, StoredResult
 from service.stores.ready import ReadyAnswer
 
@@ -65,8 +65,7 @@ class Waker:
     def hear(self, notice: Notice) -> None:
         """Wakes up for a newer version or, waiting for the end, for a finished one."""
         ends = notice.status in FINISHED or notice.status == DELETED
-        newer = notice.version > self.version and (ends or self._is_known is not None)
-        if newer or notice.status == BATCH_CHANGED:
+        if notice.version > self.version and (ends or self._is_known is not None):
             self._woken.set()
 
     def resync(self) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from service.job import Job
-from service.stores.answers import change_of, deletion_of, ready_answer
+from service.stores.answers import batch_change_of, change_of, deletion_of, ready_answer
 from service.stores.outbox_table import OutboxTable
 from service.stores.ready import ReadyAnswer
 from service.stores.status_cache import Change, StatusCache
 from service.stores.status_memory import StatusMemory
+
+BatchName = tuple[int, str]
+"""Account id and batch id."""
 
 
 class Announcer:
@@ -21,10 +24,14 @@ class Announcer:
         self._outbox = outbox
         self.untold = 0  # commits acknowledged before Redis knew
 
-    async def tell_changed(self, jobs: Sequence[Job], xids: Iterable[str]) -> tuple[list[ReadyAnswer], bool]:
-        """The ready answers of `jobs`, and whether Redis has them all by now."""
+    async def tell_changed(
+        self, jobs: Sequence[Job], xids: Iterable[str], batches: Iterable[BatchName] = ()
+    ) -> tuple[list[ReadyAnswer], bool]:
+        """The ready answers of `jobs`, and whether Redis has them all by now, with the `batches` whose counts moved."""
         answers = [ready_answer(job) for job in jobs]
-        told = await self._tell([change_of(job, answer) for job, answer in zip(jobs, answers, strict=True)], xids)
+        changes = [change_of(job, answer) for job, answer in zip(jobs, answers, strict=True)]
+        changes += [batch_change_of(*batch) for batch in sorted(set(batches))]
+        told = await self._tell(changes, xids)
         for job, answer in zip(jobs, answers, strict=True):
             self._memory.keep((job.account_id, job.id), answer)
         return answers, told
@@ -32,7 +39,14 @@ class Announcer:
     async def tell_deleted(self, account_id: int, job_id: str, version: int, batch_id: str | None, xid: str) -> bool:
         """Whether Redis has forgotten the job by now."""
         self._memory.drop((account_id, job_id))
-        return await self._tell([deletion_of(account_id, job_id, version, batch_id)], [xid])
+        changes = [deletion_of(account_id, job_id, version, batch_id)]
+        if batch_id is not None:
+            changes.append(batch_change_of(account_id, batch_id))
+        return await self._tell(changes, [xid])
+
+    async def tell_batch(self, account_id: int, batch_id: str, xids: Iterable[str]) -> bool:
+        """Whether Redis has forgotten what a batch was by now."""
+        return await self._tell([batch_change_of(account_id, batch_id)], xids)
 
     async def _tell(self, changes: Sequence[Change], xids: Iterable[str]) -> bool:
         told = await self._cache.put(changes)

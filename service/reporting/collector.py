@@ -134,8 +134,13 @@ class _Shard:
         """Tells what was taken. A repeated state is told too: whoever made it may not have come to it yet."""
         jobs = [verdict.job for verdict in verdicts if verdict.job is not None]
         xids = {verdict.xid for verdict in verdicts if verdict.xid is not None}
+        batches = {
+            (verdict.job.account_id, verdict.job.batch_id)
+            for waiting, verdict in zip(group, verdicts, strict=True)
+            if verdict.job is not None and verdict.job.batch_id is not None and waiting.report.status is not None
+        }
         try:
-            answers, told = await self._announcer.tell_changed(jobs, xids) if jobs else ([], True)
+            answers, told = await self._announcer.tell_changed(jobs, xids, batches) if jobs else ([], True)
         except Exception as error:
             for waiting in group:
                 waiting.fail(error)

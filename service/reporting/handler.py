@@ -17,6 +17,7 @@ from schemas.requests import (
     ReportSchema,
     ResultQuerySchema,
 )
+from schemas.shapes import batch_shape
 from service.errors import JobwireError, Unavailable, UnsupportedMediaType, ValidationFailed
 from service.identity import Caller
 from service.job import NewJob, Report
@@ -24,6 +25,7 @@ from service.reporting.operation import Idempotency, Reported, Reporting
 from service.requests import (
     ARRAY_LIMIT,
     RESULT_LIMIT,
+    batch_id_of,
     body_bytes,
     checked,
     checked_many,
@@ -121,6 +123,13 @@ class Writing:
         job_id = job_id_of(request)
         told = await self._reporting.delete(caller.account_id, job_id, if_match(request))
         return _json(orjson.dumps({"message": f"Job {job_id} deleted"}), told=told)
+
+    async def close_batch(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """POST /jobs/batch/{batch_id}/close: no more jobs; closing again is fine."""
+        query(request, _NOTHING)
+        checked(_NOTHING, await json_body(request, optional=True))
+        batch, told = await self._reporting.close_batch(caller.account_id, batch_id_of(request))
+        return _json(orjson.dumps(batch_shape(batch, include_progress=False)), told=told)
 
     def _sorted_out(
         self, items: list[Any], account_id: int

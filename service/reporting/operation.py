@@ -12,9 +12,11 @@ from typing import Any
 import orjson
 
 from schemas.shapes import shape_a
+from service.batch import Batch
 from service.errors import (
     AlreadyExists,
     BatchClosed,
+    BatchNotFound,
     IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidTransition,
@@ -41,6 +43,7 @@ from service.job import (
 )
 from service.reporting.announcer import Announcer
 from service.reporting.collector import Collector, Taken
+from service.stores.batch_table import BatchTable
 from service.stores.connections import Connection, Postgres
 from service.stores.job_table import (
     ABSENCES,
@@ -91,6 +94,7 @@ class Reporting:
         self,
         postgres: Postgres,
         table: JobTable,
+        batches: BatchTable,
         collector: Collector,
         announcer: Announcer,
         *,
@@ -98,6 +102,7 @@ class Reporting:
     ) -> None:
         self._postgres = postgres
         self._table = table
+        self._batches = batches
         self._collector = collector
         self._announcer = announcer
         self._now_ms = now_ms
@@ -129,7 +134,7 @@ class Reporting:
             raise ValidationFailed({"batch_size": [reason]}) from error
         # A repeat is told too: whoever took the first request may not have come to it yet.
         present = created or await self._present(account_id, answer)
-        _, told = await self._announcer.tell_changed(present, xids)
+        _, told = await self._announcer.tell_changed(present, xids, _batches_of(present))
         return Created(answer.body, answer.location, repeated=not created, told=told)
 
     async def report(self, report: Report) -> Reported:
@@ -169,8 +174,18 @@ class Reporting:
         verdict = await self._table.report_result(report, content_type, digest, body)
         if verdict.job is None:
             raise refusal(verdict, report)
-        answers, told = await self._announcer.tell_changed([verdict.job], [verdict.xid] if verdict.xid else [])
+        answers, told = await self._announcer.tell_changed(
+            [verdict.job], [verdict.xid] if verdict.xid else [], _batches_of([verdict.job]) if complete else ()
+        )
         return Reported(answers[0], told)
+
+    async def close_batch(self, account_id: int, batch_id: str) -> tuple[Batch, bool]:
+        """The batch, which takes no more jobs, and whether every reader sees that by now. Raises BatchNotFound."""
+        found, xid = await self._batches.close(account_id, batch_id)
+        [batch] = await self._batches.read([(account_id, batch_id)])
+        if not found or batch is None:
+            raise BatchNotFound(batch_id)
+        return batch, await self._announcer.tell_batch(account_id, batch_id, [xid] if xid else [])
 
     async def delete(self, account_id: int, job_id: str, if_match: str | None) -> bool:
         """Removes a job in any state. Whether every reader knows by now."""
@@ -259,6 +274,10 @@ def _refuse_repeated_ids(jobs: Sequence[NewJob]) -> None:
     repeated = {str(n): {"id": ["Stands twice in this array."]} for n, job in enumerate(jobs) if times[job.id] > 1}
     if repeated:
         raise ValidationFailed(repeated)
+
+
+def _batches_of(jobs: Sequence[Job]) -> set[tuple[int, str]]:
+    return {(job.account_id, job.batch_id) for job in jobs if job.batch_id is not None}
 
 
 def _creation_answer(created: Sequence[Job], as_one: bool) -> FirstAnswer:

@@ -11,9 +11,10 @@ import structlog
 
 from service.errors import Unavailable
 from service.job import Job
-from service.stores.answers import change_of, deletion_of, ready_answer
+from service.stores.answers import batch_change_of, change_of, deletion_of, ready_answer
 from service.stores.connections import Postgres
 from service.stores.job_table import JobTable
+from service.stores.keys import batch_of
 from service.stores.outbox_table import CLAIMED_AT_ONCE, OutboxTable
 from service.stores.ready import JobKey
 from service.stores.status_cache import Change, StatusCache
@@ -79,12 +80,14 @@ class Relay:
         return True
 
     async def _changes(self, keys: Sequence[JobKey]) -> list[Change]:
-        """What Redis must hear of these jobs: their present state, or that they are gone."""
-        found = await self._table.read(keys)
+        """What Redis must hear: of jobs their present state, or that they are gone; of batches to forget them."""
+        batches = [(key[0], batch_id) for key in keys if (batch_id := batch_of(key)) is not None]
+        jobs = [key for key in keys if batch_of(key) is None]
+        found = await self._table.read(jobs)
         return [
             change_of(job, ready_answer(job)) if isinstance(job, Job) else deletion_of(account_id, job_id, 0, None)
-            for (account_id, job_id), job in zip(keys, found, strict=True)
-        ]
+            for (account_id, job_id), job in zip(jobs, found, strict=True)
+        ] + [batch_change_of(*batch) for batch in batches]
 
 
 def _beginning_of(overdue: Mapping[str, Sequence[JobKey]]) -> tuple[list[str], list[JobKey]]:
