@@ -115,6 +115,8 @@ def make_app(settings: Settings) -> web.Application:
         await channel.close()
         gate.close()
         await collector.close()
+        with suppress(Unavailable):  # else others tell again, a second later, what was told
+            await outbox.sweep()
         await reader.close()
         await polls.close()
         await puts.close()
