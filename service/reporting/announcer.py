@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from service.job import Job
 from service.stores.answers import change_of, deletion_of, ready_answer
@@ -10,6 +12,8 @@ from service.stores.outbox_table import OutboxTable
 from service.stores.ready import ReadyAnswer
 from service.stores.status_cache import Change, StatusCache
 from service.stores.status_memory import StatusMemory
+
+AT_A_TIME: Final = 50
 
 
 class Announcer:
@@ -23,7 +27,11 @@ class Announcer:
 
     async def tell_changed(self, jobs: Sequence[Job], xids: Iterable[str]) -> tuple[list[ReadyAnswer], bool]:
         """The ready answers of `jobs`, and whether Redis has them all by now."""
-        answers = [ready_answer(job) for job in jobs]
+        answers = []
+        for job in jobs:
+            answers.append(ready_answer(job))
+            if len(answers) % AT_A_TIME == 0:  # a thousand at once would hold up every poll
+                await asyncio.sleep(0)
         told = await self._tell([change_of(job, answer) for job, answer in zip(jobs, answers, strict=True)], xids)
         for job, answer in zip(jobs, answers, strict=True):
             self._memory.keep((job.account_id, job.id), answer)
