@@ -60,7 +60,7 @@ class Commands(click.Group):
             raise click.ClickException(_explained(error)) from error
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
-                raise
+                raise click.ClickException(f"{error}. Check the folder, host or address that it names.") from error
             advice = "Set JOBWIRE_HOST and JOBWIRE_PORT to an address that is free on this machine."
             raise click.ClickException(f"{error.strerror}. {advice}") from error
 

@@ -23,6 +23,8 @@ from service.listing.handler import Listing
 from service.listing.operation import Pages
 from service.middlewares import STATUS_OF, RequestIds, request_middleware
 from service.polling.handler import Polling
+from service.polling.many_handler import PollingMany
+from service.polling.many_operation import BatchReader
 from service.polling.operation import ResultReader, Waiting
 from service.reporting.announcer import Announcer
 from service.reporting.collector import Collector
@@ -33,6 +35,7 @@ from service.requests import RESULT_LIMIT
 from service.routes import routes
 from service.settings import Settings
 from service.status_reader import StatusReader
+from service.stores.batch_table import BatchTable
 from service.stores.connections import Postgres
 from service.stores.event_channel import EventChannel
 from service.stores.job_table import JobTable
@@ -45,6 +48,7 @@ from service.stores.public_memory import PublicMemory
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import StatusCache
 from service.stores.status_memory import StatusMemory
+from service.stores.truth import Truth
 from service.streaming.handler import Streaming
 from service.streaming.operation import Streams
 
@@ -73,17 +77,18 @@ def make_app(settings: Settings) -> web.Application:
     puts = RedisPipe(settings.redis_url, deadline_s=settings.redis_deadline_s, scripts=StatusCache.scripts)
     cache = StatusCache(polls, puts, process_token=process)
     memory = StatusMemory(settings.memory_entries, settings.memory_bytes)
-    jobs, outbox = JobTable(postgres), OutboxTable(postgres)
+    jobs, batches, outbox = JobTable(postgres), BatchTable(postgres), OutboxTable(postgres)
+    truth = Truth(jobs, batches)
     keys, public = KeyMemory(KeyTable(postgres)), PublicMemory(jobs)
     channel = EventChannel(settings.redis_url)
     limit_log = LimitLog(polls)
     postgres.on_identity.append(lambda identity: setattr(cache, "postgres_identity", identity))
     cache.on_new_life.append(memory.clear)
 
-    reader = StatusReader(postgres, jobs, cache, memory)
+    reader = StatusReader(postgres, truth, cache, memory)
 
     # rooms
-    hub = Hub(channel, jobs, lambda: cache.life)
+    hub = Hub(channel, truth, lambda: cache.life)
     limiter = Limiter(limit_log)
     waiting = Waiting(reader, hub)
     streams = Streams(hub, reader, most_per_key=settings.max_streams_per_key)
@@ -92,7 +97,7 @@ def make_app(settings: Settings) -> web.Application:
     collector = Collector(jobs, announcer)
     gate = Gate(outbox, cache)
     relay = Relay(postgres, jobs, outbox, cache)
-    reporting = Reporting(postgres, jobs, collector, announcer)
+    reporting = Reporting(postgres, jobs, batches, collector, announcer)
 
     # addresses
     request_ids = RequestIds()
@@ -109,6 +114,7 @@ def make_app(settings: Settings) -> web.Application:
         routes(
             Door(keys, public, limiter, networks(settings.trusted_proxies)),
             Polling(reader, ResultReader(jobs, reader), waiting),
+            PollingMany(reader, BatchReader(batches, reader), waiting),
             Listing(Pages(PageTable(postgres), Cursors(settings.secrets))),
             Streaming(streams),
             Writing(reporting, STATUS_OF),
@@ -126,6 +132,8 @@ def make_app(settings: Settings) -> web.Application:
         await channel.close()
         gate.close()
         await collector.close()
+        with suppress(Unavailable):  # else others tell again, a second later, what was told
+            await outbox.sweep()
         await reader.close()
         await polls.close()
         await puts.close()

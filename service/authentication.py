@@ -32,8 +32,8 @@ class Door:
         self._limiter = limiter
         self._trusted = trusted
 
-    def polls(self, handler: HandlerWithCaller, *, public: bool = False) -> Handler:
-        """Reading one job: the place is asked for in the same trip to Redis as the job.
+    def polls(self, handler: HandlerWithCaller, *, public: bool = False, policy: str = "poll") -> Handler:
+        """Reading one job or one batch: the place is asked for in the same trip to Redis as the job.
 
         An unchanged answer to If-None-Match takes no place. `public`: without a key, public jobs are open.
         """
@@ -44,14 +44,14 @@ class Door:
                 if public and presented_key(request.headers) is None:
                     return await self._without_key(request, handler)
                 caller = await self._find(request, READ)
-            policy = policy_of(caller, "poll")
-            if policy is None:
+            limit = policy_of(caller, policy)
+            if limit is None:
                 return await handler(request, caller)
             if PREFER in request.headers:  # a wait costs its place on arrival
-                return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, policy))
-            if hdrs.IF_NONE_MATCH in request.headers and self._limiter.may_check_freely(caller.key_id, policy):
-                return await self._free_if_unchanged(request, caller, policy, handler)
-            asked = self._limiter.ask(caller.key_id, policy)
+                return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, limit))
+            if hdrs.IF_NONE_MATCH in request.headers and self._limiter.may_check_freely(caller.key_id, limit):
+                return await self._free_if_unchanged(request, caller, limit, handler)
+            asked = self._limiter.ask(caller.key_id, limit)
             try:
                 response = await handler(request, caller)
             except JobwireError as error:

@@ -75,6 +75,8 @@ async def _demo_key(settings: Settings, file: Path) -> str:
 
 def _kept(file: Path, value: str) -> str:
     """The content of `file`, which nobody else may read; `value` where it is new."""
+    if file.exists() and not file.read_text().strip():  # the machine went down before it was written
+        file.unlink()
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

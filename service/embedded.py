@@ -294,7 +294,10 @@ def locked(path: Path) -> Iterator[int]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise ServerFailed(f"Another server holds {path}") from None
+                    raise ServerFailed(
+                        f"Another server uses {path.parent}: Jobwire already runs here. Stop it, or set JOBWIRE_DATA "
+                        "and JOBWIRE_PORT to run a second one."
+                    ) from None
                 time.sleep(0.02)
         yield lock.fileno()
 

@@ -178,7 +178,7 @@ class NoResult(JobwireError):
     """The job ended without a result."""
 
     error_type = "no_result"
-    suggestions = ("Read error_details of the job.", "A failed job can be run again with POST /jobs/{id}/retry.")
+    suggestions = ("Read error_details of the job.", "If it FAILED, run it again with POST /jobs/{id}/retry.")
 
 
 class AlreadyExists(JobwireError):
@@ -199,7 +199,10 @@ class InvalidTransition(JobwireError):
     """The job's present state does not allow that."""
 
     error_type = "invalid_transition"
-    suggestions = ("Read the job and report one of the states in details.allowed.",)
+    suggestions = (
+        "Read the job and report one of the states in details.allowed; where there is none, it stays as it is.",
+        "A FAILED job is run again with POST /jobs/{id}/retry, which is no report.",
+    )
 
 
 class StaleAttempt(JobwireError):

@@ -1,4 +1,4 @@
-"""Who in this process follows which job or batch. One subscription each, whoever follows; lost messages are repaired."""
+"""Who in this process follows which job or batch: one subscription each, and lost messages are repaired."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -20,6 +21,11 @@ MiB: Final = 2**20
 BODY_LIMIT: Final = 1 * MiB
 ARRAY_LIMIT: Final = 8 * MiB
 RESULT_LIMIT: Final = 16 * MiB
+STALLED_BODY_s: Final = 30.0
+"""A client whose body stops coming for this long is told so, and its connection freed."""
+
+AT_A_TIME: Final = 50
+"""Items of an array that are worked on before others get their turn: all at once would hold up every poll."""
 
 
 class Connection(web.RequestHandler):
@@ -58,10 +64,12 @@ async def body_bytes(request: web.Request, limit: int) -> bytes:
         raise TooLarge(f"The body is larger than {limit // MiB} MiB")
     body = bytearray()
     try:
-        async for chunk in request.content.iter_any():
+        while chunk := await asyncio.wait_for(request.content.readany(), STALLED_BODY_s):
             body += chunk
             if len(body) > limit:
                 raise TooLarge(f"The body is larger than {limit // MiB} MiB")
+    except TimeoutError:
+        raise Malformed(f"Nothing more of the body came within {STALLED_BODY_s:g} s") from None
     except (web.RequestPayloadError, ConnectionError):
         raise Malformed("The body ended before it was whole") from None
     return bytes(body)
@@ -99,11 +107,13 @@ def checked(schema: Schema, data: Any) -> Any:
         raise ValidationFailed(_named(error.messages)) from None
 
 
-def checked_many(schema: Schema, items: list[Any], most: int) -> list[Any]:
+async def checked_many(schema: Schema, items: list[Any], most: int) -> list[Any]:
     """Each of 1 to `most` items as `schema` loads it; fields are named under the item's place in the array."""
     count_is_fine(items, most)
     loaded, wrong = [], {}
     for place, item in enumerate(items):
+        if place % AT_A_TIME == AT_A_TIME - 1:
+            await asyncio.sleep(0)
         try:
             loaded.append(schema.load(item))
         except ValidationError as error:

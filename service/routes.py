@@ -8,12 +8,19 @@ from service.authentication import Door
 from service.health import Health
 from service.listing.handler import Listing
 from service.polling.handler import Polling
+from service.polling.many_handler import PollingMany
 from service.reporting.handler import Writing
 from service.streaming.handler import Streaming
 
 
 def routes(
-    door: Door, polling: Polling, listing: Listing, streaming: Streaming, writing: Writing, health: Health
+    door: Door,
+    polling: Polling,
+    many: PollingMany,
+    listing: Listing,
+    streaming: Streaming,
+    writing: Writing,
+    health: Health,
 ) -> list[web.RouteDef]:
     """The table of the service. Literal paths come before `{job_id}`."""
     polls, reads, streams, writes = door.polls, door.reads, door.streams, door.writes
@@ -23,6 +30,9 @@ def routes(
         web.get("/readyz", health.readyz),
         # reading
         web.get("/jobs", reads(listing.jobs, "list")),
+        web.get("/jobs/status", reads(many.statuses, "bulk")),
+        web.post("/jobs/status", reads(many.statuses_of_body, "bulk")),
+        web.get("/jobs/batch/{batch_id}", polls(many.batch, policy="bulk")),
         web.get("/jobs/{job_id}", polls(polling.job, public=True)),
         web.get("/jobs/{job_id}/status", polls(polling.status, public=True)),
         web.get("/jobs/{job_id}/result", polls(polling.result)),
@@ -32,6 +42,7 @@ def routes(
         web.get("/jobs/{job_id}/events", streams(streaming.job_events, public=True), allow_head=False),
         # reporting
         web.post("/jobs", writes(writing.create)),
+        web.post("/jobs/batch/{batch_id}/close", writes(writing.close_batch)),
         web.patch("/jobs", writes(writing.report_many)),
         web.patch("/jobs/{job_id}", writes(writing.report)),
         web.put("/jobs/{job_id}/result", writes(writing.put_result)),

@@ -51,12 +51,12 @@ class Settings:
         `required` names the variables without which the caller cannot work; the others may be empty.
         """
         env = Env(eager=False)
-        database_url = env.str("DATABASE_URL", default="")
+        database_url = env.str("DATABASE_URL", default="", validate=_is_postgres)
         settings = cls(
             database_url=database_url,
-            database_direct_url=env.str("DATABASE_DIRECT_URL", default="") or database_url,
-            redis_url=env.str("REDIS_URL", default=""),
-            host=env.str("JOBWIRE_HOST", default="127.0.0.1"),
+            database_direct_url=env.str("DATABASE_DIRECT_URL", default="", validate=_is_postgres) or database_url,
+            redis_url=env.str("REDIS_URL", default="", validate=_is_redis),
+            host=env.str("JOBWIRE_HOST", default="127.0.0.1", validate=validate.Length(min=1)),
             port=env.int("JOBWIRE_PORT", default=8080, validate=validate.Range(min=0, max=65535)),
             secrets=tuple(env.list("JOBWIRE_SECRETS", default=[], validate=_each_is_long) or ()),
             prepared_statements=env.bool("JOBWIRE_PREPARED_STATEMENTS", default=True),
@@ -79,8 +79,18 @@ class Settings:
 
 
 def _each_is_long(secrets: list[str]) -> None:
-    if any(len(secret) < SECRET_LENGTH for secret in secrets):
+    if any(len(secret.strip()) < SECRET_LENGTH for secret in secrets):
         raise ValidationError(f"each secret needs at least {SECRET_LENGTH} characters")
+
+
+def _is_postgres(url: str) -> None:
+    if url and not url.startswith(("postgresql://", "postgres://")):
+        raise ValidationError("is not understood: it begins with postgresql://")
+
+
+def _is_redis(url: str) -> None:
+    if url and not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValidationError("is not understood: it begins with redis://, rediss:// or unix://")
 
 
 def _each_is_a_network(written: list[str]) -> None:

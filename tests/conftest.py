@@ -18,6 +18,7 @@ from redis import Redis
 
 from service.embedded import Server, start_postgres, start_redis
 from service.identity import READ, WRITE
+from service.limiting.policies import POLICIES, UNLIMITED
 from service.serving import make_runner
 from service.settings import Settings
 from service.stores.connections import Postgres
@@ -126,8 +127,8 @@ def service_settings(database: str, redis_url: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 async def key(database: str) -> str:
-    """A key of the account `acme` that may read and write."""
-    return await make_key(database, "acme")
+    """A key of the account `acme` that may read and write, without limits: those are tested for themselves."""
+    return await make_key(database, "acme", limits=dict.fromkeys(POLICIES, UNLIMITED))
 
 
 Client = TestClient[web.Request, web.Application]

@@ -187,7 +187,9 @@ def _with_all_that_was_said(job: Job, said: Said) -> Job:
     if said.progress is not None or after.status != job.status:
         after.progress = merged_progress({} if begins_attempt else job.progress, said.progress or {}, after.status)
     if said.retry:
-        after.progress, after.result = {}, None
+        after.progress = {}
+    if begins_attempt:
+        after.result = None
     if said.metadata is not None:
         after.metadata = merged(job.metadata, said.metadata)
     if after.status in ("FAILED", "CANCELLED"):

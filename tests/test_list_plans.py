@@ -208,7 +208,7 @@ async def test_mere_progress_touches_no_index_and_every_index_is_used(grown):
     assert not {"progress", "version", "changed_at", "updated_at", "heartbeat_at", "stalled"} & set(held)
     used = {index for _, expected, _ in ASKED.values() for index in expected}
     made = await grown.fetch("select indexrelname::text from pg_stat_user_indexes where relname = 'jobs'")
-    assert {row[0] for row in made} == used | {"jobs_pkey", "jobs_by_id"}
+    assert {row[0] for row in made} == used | {"jobs_pkey"}
     assert set(STATUSES) == {row[0] for row in await grown.fetch("select distinct status from jobs")}
 
 

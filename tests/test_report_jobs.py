@@ -19,6 +19,7 @@ from service.errors import Unavailable
 from service.job import NewJob, Report, epoch_ms
 from service.stores.connections import Postgres
 from service.stores.job_table import ABSENCES, BadValue, BatchIsClosed, IdTaken, JobTable
+from service.stores.keys import batch_of
 from service.stores.queries import load
 from tests import model
 from tests.model import Job, Said
@@ -385,9 +386,10 @@ async def _row(connection: Connection, key: tuple[int, str]) -> asyncpg.Record |
 
 
 async def _outbox(connection: Connection) -> list[tuple[int, str]]:
-    """What this transaction has noted so far."""
+    """The jobs that this transaction has noted so far; their batches stand beside them."""
     row = await connection.fetchrow("select accounts, jobs from outbox where xid = pg_current_xact_id()")
-    return [] if row is None else list(zip(row["accounts"], row["jobs"], strict=True))
+    noted = [] if row is None else list(zip(row["accounts"], row["jobs"], strict=True))
+    return [key for key in noted if batch_of(key) is None]
 
 
 def _differences(before: asyncpg.Record, after: asyncpg.Record) -> set[str]:

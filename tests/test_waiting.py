@@ -21,6 +21,12 @@ from tests.sse_reader import RawReader, comes_true
 UNLIMITED = {"stream": "none", "write": "none", "poll": "none"}
 
 
+@pytest.fixture
+async def key(database):
+    """With the limits of every key: a wait takes its place of them."""
+    return await make_key(database, "acme")
+
+
 async def create(client, job_id):
     created = await client.post("/jobs", json={"id": job_id, "type": "extraction"})
     assert created.status == 201, await created.text()

@@ -28,14 +28,11 @@ class ResultReader:
 
     async def result(self, account_id: int, job_id: str) -> StoredResult:
         """Raises NotFinished, NoResult, ResultNotFound beside what StatusReader.read raises."""
-        answer = await self._reader.read(account_id, job_id)
-        if answer.status not in FINISHED:
-            raise NotFinished(job_id, answer.retry_after_s or 2)
-        if answer.status != COMPLETED:
-            reason = orjson.loads(answer.shape_a)["error"]
-            raise NoResult(f"Job {job_id} failed: {reason}", job_id=job_id, current_status=answer.status)
+        _must_be_completed(job_id, await self._reader.read(account_id, job_id))
         result = await self._table.result(account_id, job_id)
         if result is None:
+            # Deleted in between, perhaps: then this says so.
+            _must_be_completed(job_id, await self._reader.read(account_id, job_id))
             raise ResultNotFound(job_id)
         return result
 
@@ -46,6 +43,15 @@ class ResultReader:
         await self._reader.read(account_id, job_id)
         changes = await self._table.history(account_id, job_id, after_version, limit + 1)
         return changes[:limit], len(changes) > limit
+
+
+def _must_be_completed(job_id: str, answer: ReadyAnswer) -> None:
+    """Raises NotFinished, NoResult."""
+    if answer.status not in FINISHED:
+        raise NotFinished(job_id, answer.retry_after_s or 2)
+    if answer.status != COMPLETED:
+        reason = orjson.loads(answer.shape_a)["error"]
+        raise NoResult(f"Job {job_id} failed: {reason}", job_id=job_id, current_status=answer.status)
 
 
 class Waker:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from service.job import Job
 from service.stores.answers import batch_change_of, change_of, deletion_of, ready_answer
@@ -13,6 +15,8 @@ from service.stores.status_memory import StatusMemory
 
 BatchName = tuple[int, str]
 """Account id and batch id."""
+
+AT_A_TIME: Final = 50
 
 
 class Announcer:
@@ -28,7 +32,11 @@ class Announcer:
         self, jobs: Sequence[Job], xids: Iterable[str], batches: Iterable[BatchName] = ()
     ) -> tuple[list[ReadyAnswer], bool]:
         """The ready answers of `jobs`, and whether Redis has them all by now, with the `batches` whose counts moved."""
-        answers = [ready_answer(job) for job in jobs]
+        answers = []
+        for job in jobs:
+            answers.append(ready_answer(job))
+            if len(answers) % AT_A_TIME == 0:  # a thousand at once would hold up every poll
+                await asyncio.sleep(0)
         changes = [change_of(job, answer) for job, answer in zip(jobs, answers, strict=True)]
         changes += [batch_change_of(*batch) for batch in sorted(set(batches))]
         told = await self._tell(changes, xids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from service.job import NewJob, Report
 from service.reporting.operation import Idempotency, Reported, Reporting
 from service.requests import (
     ARRAY_LIMIT,
+    AT_A_TIME,
     RESULT_LIMIT,
     batch_id_of,
     body_bytes,
@@ -62,7 +64,7 @@ class Writing:
         asked = await json_body(request, array_limit=ARRAY_LIMIT)
         items = asked if isinstance(asked, list) else [asked]
         if isinstance(asked, list):
-            jobs = [_new_job(item) for item in checked_many(_NEW_JOB, items, MOST_JOBS_AT_ONCE)]
+            jobs = [_new_job(item) for item in await checked_many(_NEW_JOB, items, MOST_JOBS_AT_ONCE)]
         else:
             jobs = [_new_job(checked(_NEW_JOB, asked))]
         created = await self._reporting.create(
@@ -86,7 +88,7 @@ class Writing:
         if not isinstance(items, list):
             raise ValidationFailed({"_schema": ["The body must be an array of reports."]})
         count_is_fine(items, MOST_JOBS_AT_ONCE)
-        reports, results = self._sorted_out(items, caller.account_id)
+        reports, results = await self._sorted_out(items, caller.account_id)
         ends, told = await self._reporting.report_many([report for _, report in reports])
         if ends and all(isinstance(end, Unavailable) for end in ends):
             raise Unavailable()
@@ -131,7 +133,7 @@ class Writing:
         batch, told = await self._reporting.close_batch(caller.account_id, batch_id_of(request))
         return _json(orjson.dumps(batch_shape(batch, include_progress=False)), told=told)
 
-    def _sorted_out(
+    async def _sorted_out(
         self, items: list[Any], account_id: int
     ) -> tuple[list[tuple[int, Report]], list[dict[str, Any] | None]]:
         """The good items as reports with their place in the array; at the places of the bad ones, what is wrong."""
@@ -139,6 +141,8 @@ class Writing:
         results: list[dict[str, Any] | None] = []
         for place, item in enumerate(items):
             results.append(None)
+            if place % AT_A_TIME == AT_A_TIME - 1:
+                await asyncio.sleep(0)
             try:
                 said = checked(_REPORT_OF_MANY, item)
                 reports.append((place, Report(account_id, said.pop("id"), **said)))

@@ -352,8 +352,8 @@ with item as materialized (                     -- locks are taken in the order 
         then coalesce(j.expires_at, v.at + (select a.retention from accounts a where a.id = j.account_id)) end,
       error = case when v.next_status in ('FAILED', 'CANCELLED') then coalesce(j.error, v.new_error) end,
       error_details = case when v.next_status in ('FAILED', 'CANCELLED') then coalesce(j.error_details, v.new_details) end,
-      result_id = case when v.retry then null when v.outcome = 'changed' then coalesce(v.new_result, j.result_id) else j.result_id end,
-      result_digest = case when v.retry then null when v.outcome = 'changed' then coalesce(v.new_digest, j.result_digest) else j.result_digest end
+      result_id = case when v.begins_attempt then v.new_result when v.outcome = 'changed' then coalesce(v.new_result, j.result_id) else j.result_id end,
+      result_digest = case when v.begins_attempt then v.new_digest when v.outcome = 'changed' then coalesce(v.new_digest, j.result_digest) else j.result_digest end
     from verdict v
     where j.account_id = v.account_id and j.id = v.id and (v.outcome = 'changed' or (v.outcome = 'same' and not v.finished))
     returning v.n, v.outcome, v.status as held_status, v.attempt as held_attempt, j
