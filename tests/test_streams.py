@@ -68,6 +68,12 @@ def session(url, key):
     return aiohttp.ClientSession(url, headers={"X-API-Key": key})
 
 
+@pytest.fixture
+async def key(database):
+    """With the limits of every key: a stream takes its place of them."""
+    return await make_key(database, "acme")
+
+
 @pytest.fixture(autouse=True)  # before `client`
 def inside(monkeypatch):
     """The parts of the service in this process by their class, once `client` has built it."""
