@@ -33,6 +33,7 @@ import json, os, signal, sys
 from pathlib import Path
 from service.embedded import start_postgres, start_redis
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 folder = Path(sys.argv[1])
 servers = [start_postgres(folder, durable=True), start_redis(folder, durable=True)]
 fork = os.fork() if "fork" in sys.argv else None
@@ -184,7 +185,7 @@ def test_nothing_outlives_its_parent(how: signal.Signals, tmp_path: Path, starte
     with parent(tmp_path) as (process, _):
         ends = Ends(*supervise.family(process.pid))
         process.send_signal(how)
-        ends.wait(8)
+        ends.wait(3)
     # Its folder is free again, and nothing in it keeps the next ones from starting.
     keep(started, start_postgres(tmp_path, durable=True))
     keep(started, start_redis(tmp_path, durable=True))
@@ -198,7 +199,7 @@ def test_a_frozen_server_does_not_outlive_its_parent(tmp_path: Path) -> None:
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
         process.kill()
-        ends.wait(8)
+        ends.wait(3)
 
 
 def test_a_fork_of_the_parent_does_not_keep_them_alive(tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_a_fork_of_the_parent_does_not_keep_them_alive(tmp_path: Path) -> None:
         ends = Ends(*supervise.family(process.pid) - {said["fork"]})
         fork = Ends(said["fork"])
         process.kill()
-        ends.wait(8)
+        ends.wait(3)
         assert select.select(list(fork.waiting), [], [], 0) == ([], [], [])
         os.kill(said["fork"], signal.SIGKILL)
         fork.wait(DEADLINE)
