@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from bisect import bisect_right
 from pathlib import Path
 
 import aiohttp
@@ -55,15 +54,17 @@ async def make_limiter(redis_url):
 
 
 class Grants:
-    """The instants of successes, and what may be said of any window of them."""
+    """When successes were asked for and answered, and what may be said of any window of them."""
 
     def __init__(self):
         self.at = []
         self.refused = 0
 
     def most_in(self, window_s):
-        at = sorted(self.at)
-        return max((place + 1 - bisect_right(at, instant - window_s) for place, instant in enumerate(at)), default=0)
+        """The most that were certainly granted within one window: asked for and answered inside it."""
+        return max(
+            sum(asked >= start and answered <= start + window_s for asked, answered in self.at) for start, _ in self.at
+        )
 
 
 async def hammer(url, key, callers, until, grants):
@@ -71,12 +72,13 @@ async def hammer(url, key, callers, until, grants):
 
     async def one(session):
         while time.monotonic() < until:
+            asked = time.monotonic()
             async with session.get(f"{url}/jobs/none") as answer:
                 if answer.status == 429:
                     grants.refused += 1
                 else:
                     assert answer.status == 404
-                    grants.at.append(time.monotonic())
+                    grants.at.append((asked, time.monotonic()))
             await asyncio.sleep(0.02 if answer.status == 429 else 0)
 
     connector = aiohttp.TCPConnector(limit=0)

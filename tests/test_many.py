@@ -196,6 +196,9 @@ async def test_500_jobs_are_one_trip_to_redis_and_one_read_of_postgres_for_the_r
     ids = {"job_ids": [f"j{n}" for n in range(500)]}
     await body(await client.post("/jobs/status", json=ids))
     async with Redis.from_url(redis_url) as redis:
-        before = (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
-        assert len((await body(await client.post("/jobs/status", json=ids)))["jobs"]) == 500
-        assert (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"] <= before + 2
+        costs = []
+        for _ in range(5):
+            before = (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+            assert len((await body(await client.post("/jobs/status", json=ids)))["jobs"]) == 500
+            costs.append((await redis.info("commandstats"))["cmdstat_evalsha"]["calls"] - before)
+        assert min(costs) == 1, "others may have asked meanwhile, but not each time"
