@@ -32,10 +32,13 @@ class Door:
         self._limiter = limiter
         self._trusted = trusted
 
-    def polls(self, handler: HandlerWithCaller, *, public: bool = False, policy: str = "poll") -> Handler:
+    def polls(
+        self, handler: HandlerWithCaller, *, public: bool = False, policy: str = "poll", free: bool = True
+    ) -> Handler:
         """Reading one job or one batch: the place is asked for in the same trip to Redis as the job.
 
-        An unchanged answer to If-None-Match takes no place. `public`: without a key, public jobs are open.
+        An unchanged answer to If-None-Match takes no place, where that is cheap to say (`free`).
+        `public`: without a key, public jobs are open.
         """
 
         async def guarded(request: web.Request) -> web.StreamResponse:
@@ -49,7 +52,7 @@ class Door:
                 return await handler(request, caller)
             if PREFER in request.headers:  # a wait costs its place on arrival
                 return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, limit))
-            if hdrs.IF_NONE_MATCH in request.headers and self._limiter.may_check_freely(caller.key_id, limit):
+            if free and hdrs.IF_NONE_MATCH in request.headers and self._limiter.may_check_freely(caller.key_id, limit):
                 return await self._free_if_unchanged(request, caller, limit, handler)
             asked = self._limiter.ask(caller.key_id, limit)
             try:

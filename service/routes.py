@@ -35,8 +35,8 @@ def routes(
         web.get("/jobs/batch/{batch_id}", polls(many.batch, policy="bulk")),
         web.get("/jobs/{job_id}", polls(polling.job, public=True)),
         web.get("/jobs/{job_id}/status", polls(polling.status, public=True)),
-        web.get("/jobs/{job_id}/result", polls(polling.result)),
-        web.get("/jobs/{job_id}/results", polls(polling.result)),
+        web.get("/jobs/{job_id}/result", polls(polling.result, free=False)),
+        web.get("/jobs/{job_id}/results", polls(polling.result, free=False)),
         web.get("/jobs/{job_id}/history", reads(polling.history, "bulk")),
         # following
         web.get("/jobs/{job_id}/events", streams(streaming.job_events, public=True), allow_head=False),

@@ -68,6 +68,8 @@ class Streaming:
         response = web.StreamResponse(headers=STREAM_HEADERS)
         response.headers.update(request.get(LIMIT_HEADERS, {}))
         response.headers["X-Request-Id"] = request[REQUEST_ID]
+        if request.version < HttpVersion11:
+            response.force_close()  # neither a length nor chunks: only closing tells such a reader of the end
         await response.prepare(request)
         await response.write(retry_line())
         return response
