@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -23,14 +24,27 @@ LIMIT_HEADERS: Final = web.RequestKey("limit_headers", dict[str, str])
 """Where a request keeps the headers of its place, for a handler that answers by itself (a stream)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an address asks of its caller. `public`: without a key, it is open for public jobs."""
+
+    scope: str
+    policy: str
+    public: bool = False
+
+
 class Door:
-    """Wraps handlers, so that `routes.py` shows what each address needs: a scope and a policy of the limiter."""
+    """Wraps handlers, so that `routes.py` shows what each address needs: a scope and a policy of the limiter.
+
+    `needs`: of every handler that it wrapped. A handler that is not there is open to all.
+    """
 
     def __init__(self, keys: KeyMemory, public: PublicMemory, limiter: Limiter, trusted: Sequence[Network]) -> None:
         self._keys = keys
         self._public = public
         self._limiter = limiter
         self._trusted = trusted
+        self.needs: dict[Handler, Needs] = {}
 
     def polls(
         self, handler: HandlerWithCaller, *, public: bool = False, policy: str = "poll", free: bool = True
@@ -62,6 +76,7 @@ class Door:
             response.headers.update((await asked.answer()).headers)
             return response
 
+        self.needs[guarded] = Needs(READ, policy, public)
         return guarded
 
     def reads(self, handler: HandlerWithCaller, policy: str) -> Handler:
@@ -82,6 +97,7 @@ class Door:
                 return await self._without_key(request, handler, "stream")
             return await guarded(request)
 
+        self.needs[open_to_all] = Needs(READ, "stream", public)
         return open_to_all
 
     def _after_a_place(self, handler: HandlerWithCaller, scope: str, policy_name: str) -> Handler:
@@ -92,6 +108,7 @@ class Door:
                 return await handler(request, caller)
             return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, policy))
 
+        self.needs[guarded] = Needs(scope, policy_name)
         return guarded
 
     async def _free_if_unchanged(
