@@ -23,6 +23,7 @@ from service.serving import make_runner
 from tests.conftest import RunnerServer, make_key
 from tests.document import PROBLEM, Judge
 from tests.http import JSON, Answer, ask, connected, create, head, report
+from tests.sse_reader import EventReader
 
 NEVER_OF_AN_OPERATION = {"method_not_allowed"}
 """What only addresses without an operation answer."""
@@ -118,6 +119,20 @@ async def test_readers_that_have_it_are_told_so(client):
     assert (again.status, again.body) == (304, b"")
 
 
+async def test_the_page_takes_everything_from_this_service(client):
+    page = await ask(client, "GET", "/docs")
+    taken = re.findall(r'(?:src|href)="([^"]+)"', page.body.decode())
+    assert {"docs/swagger-ui-bundle.js", "docs/start.js", "openapi.json"} <= set(taken)
+    for relative in taken:  # whatever stands before the path: a proxy's name, or none
+        assert not re.match(r"\w+:|/", relative)
+        assert (await ask(client, "GET", f"/{relative}")).status == 200
+    policy = page.headers["Content-Security-Policy"]
+    assert {"default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'"} <= set(
+        policy.split("; ")
+    )
+    assert "unsafe" not in policy
+
+
 async def test_the_door_is_described_as_it_is(document):
     job, statuses, health = (document["paths"][path]["get"] for path in ("/jobs/{job_id}", "/jobs/status", "/healthz"))
     keys = [{"apiKey": [READ]}, {"apiKeyLowerCase": [READ]}, {"bearer": [READ]}]
@@ -128,10 +143,8 @@ async def test_the_door_is_described_as_it_is(document):
 
 
 async def test_a_field_that_is_not_described_is_found(client, monkeypatch):
-    """So that all tests with `client` mean something."""
-    made = shape_a.__code__
+    """So that the silence of the judge in all tests with `client` means something."""
     monkeypatch.setattr("service.reporting.operation.shape_a", lambda job: shape_a(job) | {"colour": "red"})
-    assert made is shape_a.__code__
     with pytest.raises(AssertionError, match="colour"):
         await create(client)
 
@@ -152,9 +165,8 @@ class World:
         """The operation in its usual form, with what differs: `headers`, `params`, `json`, `data`, `through`."""
         method, _, path = key.partition(" ")
         through = differs.pop("through", self.client)
-        options: dict[str, Any] = {**USUAL.get(key, {}), **differs}
-        if "data" in differs:
-            options.pop("json", None)
+        usual = {} if {"data", "json"} & set(differs) else USUAL.get(key, {})
+        options: dict[str, Any] = {**usual, **differs}
         path = path.format(job_id=job_id, batch_id=batch_id, file=options.pop("file", "swagger-ui.css"))
         return await ask_briefly(through, method, path, **options)
 
@@ -449,3 +461,22 @@ async def test_what_anybody_may_read_of_a_public_job_is_described(client, judge)
             answer = await ask(anybody, "GET", path.format(job_id=job_id))
             assert answer.status == 200
             judge.hold(f"GET {path}", answer.status, answer.headers, answer.body)
+
+
+@pytest.mark.parametrize(("public", "schema"), [(False, "JobEvent"), (True, "PublicJobEvent")])
+async def test_the_data_of_events_is_described(client, judge, public, schema):
+    job_id = (await create(client, public=public))["id"]
+    async with (
+        aiohttp.ClientSession(client.make_url(""), headers={} if public else client.session.headers) as reader,
+        reader.get(f"/jobs/{job_id}/events") as response,
+    ):
+        events = EventReader.of(response)
+        first = await events.next()
+        await report(client, job_id, status="PROCESSING", progress={"percentage": 40})
+        second = await events.next()
+        await ask(client, "DELETE", f"/jobs/{job_id}")
+        last = await events.next()
+    assert [first.name, second.name, last.name] == ["status", "status", "deleted"]
+    for event in (first, second):
+        judge.hold_value(f"/components/schemas/{schema}", event.data)
+    judge.hold_value("/components/schemas/DeletedEvent", last.data)

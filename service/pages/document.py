@@ -235,7 +235,9 @@ class _Writer:
         if operation.query is not None:
             yield from self._converter.schema2parameters(operation.query(), location="query")
         for header in (*operation.headers, REQUEST_ID):
-            described = {"description": header.description, "schema": {"type": "string"}, "example": header.example}
+            # in words: pages and clients would send an `example` as a default
+            said = f"{header.description} Such as `{header.example}`."
+            described = {"description": said, "schema": {"type": "string"}}
             yield self._shared_parameter(header.name, "header", described)
 
     def _shared_parameter(self, name: str, location: str, described: Mapping[str, Any]) -> str:

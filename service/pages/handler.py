@@ -22,7 +22,7 @@ ASSETS: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "index.css", "favicon
 """What of swagger-ui-py the page needs."""
 
 PAGE_POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HERE: Final = Path(__file__).parent
