@@ -20,6 +20,7 @@ from service.middlewares import STATUS_TABLE
 from service.pages.examples import SAMPLES
 from service.pages.operations import OPERATIONS
 from service.serving import make_runner
+from service.streaming.frames import problem_event
 from tests.conftest import RunnerServer, make_key
 from tests.document import PROBLEM, Judge
 from tests.http import JSON, Answer, ask, connected, create, head, report
@@ -480,3 +481,8 @@ async def test_the_data_of_events_is_described(client, judge, public, schema):
     for event in (first, second):
         judge.hold_value(f"/components/schemas/{schema}", event.data)
     judge.hold_value("/components/schemas/DeletedEvent", last.data)
+
+
+async def test_the_data_of_a_problem_event_is_described(judge):
+    data = problem_event("unauthorized", "The key is gone.").partition(b"data: ")[2]
+    judge.hold_value("/components/schemas/ProblemEvent", json.loads(data))
