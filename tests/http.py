@@ -53,6 +53,11 @@ async def ask(client: TestClient | ClientSession, method: str, path: str, **opti
         return Answer(response.status, response.headers, await response.read())
 
 
+def fields_of(answer: Answer) -> list[str]:
+    """The fields that a refusal names."""
+    return list(answer.problem(422, "validation_failed")["details"]["fields"])
+
+
 async def create(client: TestClient | ClientSession, **fields: Any) -> dict[str, Any]:
     """A new job in shape A."""
     answer = await ask(client, "POST", "/jobs", json={"type": "extraction", **fields})

@@ -71,7 +71,7 @@ def test_the_map_shows_every_module_and_nothing_that_is_not_there():
     assert told == there - {"__init__.py"}
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`(tests/\w+\.py)`", README))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`(tests/\w+(?:\.py|/))`", README))))
 def test_every_test_that_the_readme_names_is_there(path):
     assert (ROOT / path).exists()
 
