@@ -55,14 +55,15 @@ NO_OBJECT = {
     "an array of too many": b"[" + b",".join([NEW] * 1001) + b"]",
     "1000 levels": b'{"type":"x","a":' + b"[" * 1000 + b"]" * 1000 + b"}",
 }
-TAKE_JSON = ("POST /jobs", "PATCH /jobs", "PATCH /jobs/x", "POST /jobs/x/cancel", "POST /jobs/x/retry")
+MAY_BE_EMPTY = ("POST /jobs/x/cancel", "POST /jobs/x/retry", "POST /jobs/batch/b/close")
+TAKE_JSON = ("POST /jobs", "POST /jobs/status", "PATCH /jobs", "PATCH /jobs/x", *MAY_BE_EMPTY)
 
 
 async def test_what_is_not_json(client, untouched, subtests):
     for address in TAKE_JSON:
         for name, body in NOT_JSON.items():
-            if name == "nothing" and address.startswith("POST /jobs/x"):
-                continue  # their body may be left out
+            if name == "nothing" and address in MAY_BE_EMPTY:
+                continue
             with subtests.test(f"{address} {name}"):
                 answer = await ask(client, *address.split(), data=body, headers=JSON)
                 answer.problem(400, "malformed")
@@ -123,6 +124,15 @@ async def test_a_compressed_body(client, untouched, subtests):
                 await untouched()
 
 
+async def test_of_a_name_that_stands_twice_the_last_counts(client, untouched):
+    """As in every JSON parser at hand; what is refused is refused wherever it stands."""
+    twice = b'{"job_ids":["nobody"],"include_progress":5,"job_ids":["x"],"include_progress":false}'
+    answer = await ask(client, "POST", "/jobs/status", data=twice, headers=JSON)
+    assert answer.json() == {"jobs": [{"job_id": "x", "status": "queued", "version": 1}]}
+    twice = b'{"job_ids":["x"],"job_ids":"' + b"x," * 500 + b'x"}'
+    assert fields_of(await ask(client, "POST", "/jobs/status", data=twice, headers=JSON)) == ["job_ids"]
+
+
 # Sizes
 
 
@@ -141,6 +151,8 @@ SIZES = [
     ("POST /jobs", b"[" + NEW + b"]", 8 * MiB),
     ("PATCH /jobs", b'[{"id":"nobody"}]', 8 * MiB),
     ("PATCH /jobs/x", b"{}", 1 * MiB),
+    ("POST /jobs/status", b'{"job_ids":["x"]}', 1 * MiB),
+    ("POST /jobs/batch/b/close", b"{}", 1 * MiB),
     ("POST /jobs/x/cancel", b"{}", 1 * MiB),
     ("POST /jobs/done/retry", b"{}", 1 * MiB),
     ("PUT /jobs/x/result", b"", 16 * MiB),
@@ -160,7 +172,7 @@ async def test_a_body_that_is_too_large(client, untouched, subtests, chunked):
 
 
 async def test_a_body_of_just_the_size_is_read(client, subtests):
-    await create(client, id="x")
+    await create(client, id="x", batch_id="b")
     await create(client, id="done")
     for address, body, most in SIZES:
         with subtests.test(f"{address} {most}"):
@@ -172,7 +184,7 @@ async def test_a_body_of_just_the_size_is_read(client, subtests):
 
 
 async def test_a_size_that_is_only_announced_is_refused_at_once(client, untouched):
-    for address in ("POST /jobs", "PATCH /jobs/x", "PUT /jobs/x/result"):
+    for address in (*TAKE_JSON, "PUT /jobs/x/result"):
         async with connected(client) as socket:
             await socket.say(head(client, address, "Content-Type: application/json", f"Content-Length: {10**12}"))
             (await socket.answer()).problem(413, "too_large")

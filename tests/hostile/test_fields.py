@@ -75,10 +75,12 @@ def unfit(place: str) -> list[tuple[str, int]]:
     return [case for case in TEXTS + NUMBERS + OTHERS if case[0] not in FITS.get(place, ())]
 
 
-async def refuse(client, untouched: Untouched, address: str, body: str, status: int) -> None:
+async def refuse(client, untouched: Untouched, address: str, body: str, status: int) -> list[str]:
+    """The fields that the refusal names, if it names any."""
     answer = await ask(client, *address.split(), data=body.encode(), headers=JSON)
-    answer.problem(status, {400: "malformed", 422: "validation_failed"}[status])
+    problem = answer.problem(status, {400: "malformed", 422: "validation_failed"}[status])
     await untouched()
+    return list(problem["details"].get("fields", ()))
 
 
 async def test_no_field_of_a_creation_takes_what_cannot_be_kept(client, untouched, subtests):
@@ -119,10 +121,67 @@ async def test_no_reason_takes_what_cannot_be_kept(client, untouched, subtests):
                 await refuse(client, untouched, address, body.replace("VALUE", value), status)
 
 
+UNREADABLE = [case for case in TEXTS + NUMBERS + OTHERS if case[1] == 400]
+NO_ID = [r'"\u0000"', r'"a\u0000b"', '""', "null", "true", "0", "1.5", "{}", '{"$in":["x"]}', "[" * 900 + "]" * 900]
+NO_IDS = [
+    *(*NO_ID, "[]", "[null]", '["x",""]', '"x,"', '",x"', '"x,,x"', '"x,\\u0000"'),
+    *(json.dumps(many) for many in (["x"] * 501, ["x"] * 10_000, [f"j{n}" for n in range(10_000)])),
+    json.dumps("x," * 10_000 + "x"),
+]
+PLACES_IN_MANY = [
+    # field, place, what it does not take
+    ("job_ids", '"job_ids":["x",VALUE]', [*NO_ID, "[]", '["x"]']),
+    ("job_ids", '"job_ids":VALUE', NO_IDS),
+    ("include_progress", '"job_ids":["x"],"include_progress":VALUE', ['"true"', '"1"', "1", "0", "null", "[]", "{}"]),
+]
+NO_BOOLEANS = ["True", "TRUE", "tRuE", "False", "None", "yes", "on", "undefined"]
+
+
+async def test_many_jobs_are_asked_for_by_ids_and_nothing_else(client, untouched, subtests):
+    for field, place, values in PLACES_IN_MANY:
+        unreadable = [*UNREADABLE, *((word, 400) for word in NO_BOOLEANS)]
+        for value, status in [*((value, 422) for value in values), *unreadable]:
+            with subtests.test(f"{place} {value[:30]}"):
+                body = "{" + place.replace("VALUE", value) + "}"
+                fields = await refuse(client, untouched, "POST /jobs/status", body, status)
+                assert fields == ([field] if status == 422 else [])
+
+
+NO_ID_BUT_TEXT = [
+    "'; drop table jobs; --",
+    '"',
+    "a\r\nX-Evil: 1",
+    "../x",
+    "x/status",
+    "batch/b",
+    "status",
+    "x\n",
+    " x",
+    "\uff58",  # a full-width x, which NFKC would make an x
+    "x\u0301",
+    "😀",
+    "x" * 129,
+    "ö" * 20_000,
+]
+
+
+async def test_of_many_jobs_what_can_be_no_id_is_not_found_and_told_to_the_letter(client, untouched, subtests):
+    for text in NO_ID_BUT_TEXT:
+        with subtests.test(text[:30]):
+            answer = await ask(client, "POST", "/jobs/status", json={"job_ids": ["x", text, "x"]})
+            [before, line, after] = answer.json()["jobs"]
+            assert before == after == {"job_id": "x", "status": "queued", "version": 1}
+            assert (line["job_id"], line["status"], line["error"]["error_type"]) == (text, None, "not_found")
+            assert "X-Evil" not in answer.headers
+            await untouched()
+
+
 async def test_names_nobody_knows(client, untouched, subtests):
     for address, known in [
         ("POST /jobs", '"type":"x",'),
         ("PATCH /jobs/x", ""),
+        ("POST /jobs/status", '"job_ids":["x"],'),
+        ("POST /jobs/batch/b/close", ""),
         ("POST /jobs/x/cancel", ""),
         ("POST /jobs/x/retry", ""),
     ]:
