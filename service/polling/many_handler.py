@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 from aiohttp import hdrs, web
 
-from schemas.requests import BatchQuerySchema, JobIdsSchema, ManyQuerySchema
+from schemas.requests import BatchQuerySchema, JobIdsSchema, ManyQuerySchema, NothingSchema
 from service.errors import JobwireError
 from service.identity import Caller
 from service.polling.handler import JSON_HEADERS, respond
@@ -30,6 +30,7 @@ from service.stores.ready import ReadyAnswer
 _MANY_QUERY: Final = ManyQuerySchema()
 _MANY: Final = JobIdsSchema()
 _BATCH_QUERY: Final = BatchQuerySchema()
+_NOTHING: Final = NothingSchema()
 
 
 class PollingMany:
@@ -47,6 +48,7 @@ class PollingMany:
 
     async def statuses_of_body(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """POST /jobs/status: at most 500 jobs."""
+        query(request, _NOTHING)
         asked = checked(_MANY, await json_body(request))
         return await self._statuses(caller, asked["job_ids"], asked["include_progress"])
 
