@@ -162,13 +162,13 @@ def if_match(request: web.Request) -> str | None:
 
 
 def none_match(request: web.Request, etag: str) -> bool:
-    """Whether If-None-Match says that the client has this version."""
+    """Whether If-None-Match says that the client has this version, or (`*`, which stands alone) any."""
     header = request.headers.get("If-None-Match")
     if header is None:
         return False
-    if header == etag:
+    if header in (etag, "*"):
         return True
-    return any(tag.removeprefix("W/") in (etag, "*") for tag in _tags(request, "If-None-Match"))
+    return any(tag.removeprefix("W/") == etag for tag in _tags(request, "If-None-Match"))
 
 
 def _tags(request: web.Request, header: str) -> list[str]:
