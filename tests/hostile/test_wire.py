@@ -1,12 +1,25 @@
 """What is hardly HTTP, and connections that are cut."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
 
+import service.requests
 from tests.hostile import CHUNKED, NEW, POST, TYPED
 from tests.http import ask, connected, create, head
+
+MiB = 2**20
+READING = (
+    "GET /jobs",
+    "GET /jobs/status?job_ids=x",
+    "GET /jobs/batch/b",
+    "GET /jobs/x",
+    "GET /jobs/x/status",
+    "GET /jobs/done/result",
+    "GET /jobs/x/history",
+)
 
 # What is hardly HTTP
 
@@ -31,6 +44,10 @@ def unparsable(client) -> dict[str, bytes]:
         "raw bytes in the path": b"DELETE /jobs/\xff HTTP/1.1\r\nHost: here\r\n\r\n",
         "a path without slash": head(client, "DELETE jobs/x"),
         "a bad absolute address": head(client, "DELETE http://[::1/jobs/x"),
+        "a CRLF behind a space in the query": head(client, "GET /jobs?tags=a \r\nX-Evil: 1"),
+        "a space in the query": head(client, "GET /jobs/status?job_ids=a b"),
+        "a raw NUL in the query": head(client, "GET /jobs/status?job_ids=\0"),
+        "raw bytes in the query": head(client, "GET /jobs?tags=").replace(b"tags=", b"tags=\xff"),
         "a path of 9 KB": head(client, "GET /jobs/" + "x" * 9000),
         "a path of 90 KB": head(client, "GET /jobs/" + "x" * 90_000),
         "a query of 9 KB": head(client, "GET /jobs/x?a=" + "x" * 9000),
@@ -127,6 +144,97 @@ async def test_requests_before_and_after_a_refusal_on_one_connection(client, unt
         )
         assert [(await socket.answer()).status for _ in range(4)] == [200, 400, 404, 200]
     await untouched()
+
+
+SMUGGLED = b"DELETE /jobs/x HTTP/1.1\r\nHost: here\r\nX-API-Key: KEY\r\n\r\n"
+
+
+async def test_the_body_of_a_request_is_never_the_next_request(client, key, untouched, subtests):
+    """Also where nobody reads it: it is skipped, or the connection ends."""
+    inner = SMUGGLED.replace(b"KEY", key.encode())
+    bodies = {
+        f"Content-Length: {len(inner)}": inner,
+        CHUNKED: b"%x\r\n%s\r\n0\r\n\r\n" % (len(inner), inner),
+        f"Content-Length: {2 * MiB}": inner + b" " * (2 * MiB - len(inner)),
+    }
+    for address in (
+        *READING,
+        "GET /jobs/nobody",
+        "GET /nowhere",
+        "GET /jobs?limit=0",
+        "POST /jobs/status",
+        "PUT /jobs",
+    ):
+        for line, body in bodies.items():
+            with subtests.test(f"{address} {line}"):
+                async with connected(client) as socket:
+                    await socket.say(
+                        head(client, address, TYPED, line) + body, head(client, "GET /jobs/done", "Connection: close")
+                    )
+                    answers = [await socket.answer()]
+                    with contextlib.suppress(IndexError):
+                        answers.append(await socket.answer())
+                    assert len(answers) == 1 or answers[1].json()["id"] == "done"
+                    assert await socket.reader.read() == b""
+                await untouched()
+
+
+async def test_a_line_end_in_an_address_ends_the_address(client, untouched):
+    """What is left is HTTP before 1.0, and what follows are headers of the request, never of the answer."""
+    for address in (
+        "GET /jobs?tags=a\r\nX-Evil: 1",
+        "GET /jobs/nobody\r\nX-Evil: 1",
+        "GET /jobs/batch/nobody\r\nX-Evil: 1",
+    ):
+        async with connected(client) as socket:
+            await socket.say(head(client, address))
+            answer = await socket.answer()
+            assert answer.status == 404 or answer.json()["jobs"] == []
+            assert "X-Evil" not in answer.headers and b"Evil" not in answer.body
+        await untouched()
+
+
+async def test_an_upgrade_that_is_not_offered_changes_nothing(client, untouched, subtests):
+    for address in READING:
+        for protocol in ("websocket", "h2c", "tcp", "TLS/1.0", "jw/1"):
+            with subtests.test(f"{address} {protocol}"):
+                async with connected(client) as socket:
+                    lines = ("Connection: Upgrade", f"Upgrade: {protocol}", "Sec-WebSocket-Version: 13")
+                    lines += ("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",)
+                    await socket.say(head(client, address, *lines))
+                    assert (await socket.answer()).status == 200
+                    await socket.say(head(client, "GET /jobs/done", "Connection: close"))
+                    with contextlib.suppress(IndexError):  # it may as well end
+                        assert (await socket.answer()).json()["id"] == "done"
+                    assert await socket.reader.read() == b""
+                await untouched()
+
+
+async def test_a_body_that_never_ends_is_not_waited_for(client, untouched, monkeypatch, subtests):
+    """Where a body is read, for a while; where none is, the answer is there at once. Others notice nothing."""
+    monkeypatch.setattr(service.requests, "STALLED_BODY_s", 0.2)
+    begun = {"Content-Length: 1000": b"{", CHUNKED: b"1\r\n{\r\n", "Transfer-Encoding: Chunked": b"5;x=y\r\n{"}
+    for address in ("POST /jobs/status", "POST /jobs/batch/b/close", *READING, "GET /jobs/nobody"):
+        for line, body in begun.items():
+            with subtests.test(f"{address} {line}"):
+                async with connected(client) as socket:
+                    await socket.say(head(client, address, TYPED, line) + body)
+                    answer = await socket.answer()
+                    if address.startswith("POST"):
+                        answer.problem(400, "malformed")
+                    else:
+                        assert answer.status in (200, 404)
+                    assert (await ask(client, "GET", "/jobs/x")).status == 200
+                await untouched()
+
+
+async def test_chunks_that_never_end_are_refused_once_they_are_too_much(client, untouched):
+    for address in ("POST /jobs/status", "POST /jobs/batch/b/close"):
+        async with connected(client) as socket:
+            chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+            await socket.say(head(client, address, TYPED, CHUNKED), *[chunk] * 20)
+            (await socket.answer()).problem(413, "too_large")
+        await untouched()
 
 
 # Connections that are cut
