@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -88,6 +89,13 @@ _numbers = itertools.count(1)
 @pytest.fixture
 async def database(postgres_server: Server, template: str) -> AsyncIterator[str]:
     """The URL of a fresh migrated database."""
+    async with fresh_database(postgres_server, template) as url:
+        yield url
+
+
+@asynccontextmanager
+async def fresh_database(postgres_server: Server, template: str) -> AsyncIterator[str]:
+    """The URL of a copy of `template`, dropped at the end."""
     name = f"test_{next(_numbers)}"
     admin = await asyncpg.connect(postgres_server.url)
     await admin.execute(f"create database {name} template {template} strategy file_copy")
