@@ -1,5 +1,5 @@
 #!/bin/sh
-# Lists the jobs of today, page by page. usage: list_recent.sh [STATUS [TAGS]]
+# Lists the jobs of the last day, page by page. usage: list_recent.sh [STATUS [TAGS]]
 set -eu
 since=$(date -u -d '1 day ago' +%Y-%m-%dT%H:%M:%SZ)
 offset=0
