@@ -1,5 +1,6 @@
 """The README says what is true: its map, tables, diagram and commands are compared with the code."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -74,6 +75,22 @@ def test_the_map_shows_every_module_and_nothing_that_is_not_there():
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`(tests/\w+(?:\.py|/))`", README))))
 def test_every_test_that_the_readme_names_is_there(path):
     assert (ROOT / path).exists()
+
+
+NAMED_TESTS = re.findall(r"`([\w/]+\.py)::(\w+)`", section("Clients of other APIs"))
+
+
+def test_each_row_about_other_clients_names_its_tests():
+    table_rows = [
+        line for line in section("Clients of other APIs").splitlines() if re.match(r"\| (?!what |elsewhere )", line)
+    ]
+    assert len(table_rows) > 20 and all("::test_" in row for row in table_rows)
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(NAMED_TESTS)))
+def test_every_test_of_other_clients_that_the_readme_names_is_there(file, name):
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 def test_make_help_lists_every_target_that_a_person_may_want():
