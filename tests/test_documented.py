@@ -168,12 +168,8 @@ async def account(server) -> AsyncIterator[Account]:
 def in_order(statuses: list[str], *states: str) -> bool:
     """Whether these are the states, each once or more, in this order; those in the middle may not have been seen."""
     first, *middle, last = states
-    return (
-        re.fullmatch(
-            f"({first} )+" + "".join(f"({state} )*" for state in middle) + f"{last} ", " ".join([*statuses, ""])
-        )
-        is not None
-    )
+    pattern = f"({first} )+" + "".join(f"({state} )*" for state in middle) + f"{last} "
+    return re.fullmatch(pattern, "".join(f"{status} " for status in statuses)) is not None
 
 
 def test_every_client_is_run():
@@ -453,7 +449,7 @@ async def test_handling_refusals(account, file):
 async def test_waiting_as_long_as_the_limit_says(account, file):
     """Waiting so long succeeds: nobody is refused twice in a row."""
     await account.create("job")
-    limited = await account.limited_key(poll="4/2")
+    limited = await account.limited_key(poll="4/3")
     code, told, _ = await account.run(file, "job", "7", key=limited)
     assert code == 0
     assert [line for line in told if "waiting" not in line] == [f"{n}: queued" for n in range(1, 8)]
@@ -465,7 +461,7 @@ async def test_waiting_as_long_as_the_limit_says(account, file):
 @clients("retrying_session")
 async def test_a_library_that_retries_by_itself(account, file):
     await account.create("job")
-    limited = await account.limited_key(poll="4/2")
+    limited = await account.limited_key(poll="4/3")
     code, told, _ = await account.run(file, "job", "7", key=limited)
     assert code == 0
     assert [line.split(" (")[0] for line in told] == [f"{n}: queued" for n in range(1, 8)]

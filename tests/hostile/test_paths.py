@@ -32,6 +32,21 @@ async def test_ids_that_no_job_can_have(client, untouched, subtests):
                     await untouched()
 
 
+async def test_ids_that_no_job_can_have_without_a_key(client, untouched, subtests):
+    """Public jobs are open, so here the id is looked at before anybody has shown a key."""
+    for rest in ("", "/status", "/events"):
+        async with connected(client) as socket:
+            for job_id in [*NO_NAMES, "x", "nobody", "gone"]:
+                with subtests.test(f"{rest} {job_id[:40]}"):
+                    await socket.say(f"GET /jobs/{job_id}{rest} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+                    answer = await socket.answer()
+                    if "/" in job_id or "job_id" in job_id:
+                        answer.problem(404, "unknown_path")
+                    else:
+                        answer.problem(401, "unauthorized")
+                    await untouched()
+
+
 async def test_ids_that_no_batch_can_have(client, untouched, subtests):
     for address in ("GET /jobs/batch/ID", "POST /jobs/batch/ID/close"):
         async with connected(client) as socket:
