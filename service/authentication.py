@@ -68,6 +68,14 @@ class Door:
         """Reading anything else: a place first."""
         return self._after_a_place(handler, READ, policy)
 
+    def looks(self, handler: HandlerWithCaller) -> Handler:
+        """Reading about the key itself: takes no place, so that no limit refuses it."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            return await handler(request, self._known(request, READ) or await self._find(request, READ))
+
+        return guarded
+
     def writes(self, handler: HandlerWithCaller) -> Handler:
         """Reporting: a place first."""
         return self._after_a_place(handler, WRITE, "write")
