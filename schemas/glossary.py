@@ -41,6 +41,7 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "version": "Grows by one with every change; the same number in polls, lists, events and ETags.",
     "stalled": "A PROCESSING job that has been silent for longer than its heartbeat_timeout.",
     "result_url": "Where the result is, once there is one.",
+    "events_url": "Where the job can be followed, until it is finished.",
     # creating
     "batch_size": "How many jobs the batch will have; it closes when they are there.",
     "close_batch": "On any item of an array: the batch is closed once all of it is created.",
@@ -64,6 +65,10 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "cursor": "`next_cursor` of the page before, with the same filters and order: pages without drift.",
     "complete": "Whether the job is finished in the same commit.",
     "after_version": "Only changes after this version.",
+    "window_seconds": "The length of the rolling window.",
+    "left": "Requests that would be granted now.",
+    "next_place_in_seconds": "Until one place more comes back; null where all are free.",
+    "limits": "One entry for each policy.",
     "last_event_id": "For readers that cannot set the header Last-Event-ID.",
     # many
     "jobs": "The jobs.",

@@ -104,6 +104,7 @@ class JobSchema(PublicJobSchema):
     attempt = _number()
     stalled = _flag()
     result_url = _text(required=False)
+    events_url = _text(required=False)
 
 
 class PublicJobStatusSchema(Shape):
@@ -307,6 +308,22 @@ class ProblemSchema(Shape):
     violated_policies = fields.List(
         fields.String(), data_key="violated-policies", metadata={"description": "With `rate_limited`: which limits."}
     )
+
+
+class LimitSchema(Shape):
+    """One policy of a key; all but its name is null where nothing limits it."""
+
+    name = _text(metadata={"description": "As in RateLimit-Policy."})
+    limit = _number(allow_none=True, metadata={"description": "Requests in any window."})
+    window_seconds = _number(allow_none=True)
+    left = _number(allow_none=True)
+    next_place_in_seconds = _number(allow_none=True)
+
+
+class LimitsSchema(Shape):
+    """What is left of each policy of a key."""
+
+    limits = _many(LimitSchema)
 
 
 class AliveSchema(Shape):

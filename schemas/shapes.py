@@ -41,6 +41,8 @@ def shape_a(job: Job) -> dict[str, Any]:
     }
     if job.has_result and job.status == COMPLETED:
         shape["result_url"] = f"/jobs/{job.id}/result"
+    if not job.finished:
+        shape["events_url"] = f"/jobs/{job.id}/events"
     return shape
 
 

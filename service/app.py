@@ -17,6 +17,7 @@ from service.errors import RedisAway, Unavailable
 from service.health import Health
 from service.hub import Hub
 from service.limiting.addresses import networks
+from service.limiting.handler import Limits
 from service.limiting.limiter import Limiter
 from service.listing.cursor import Cursors
 from service.listing.handler import Listing
@@ -120,6 +121,7 @@ def make_app(settings: Settings) -> web.Application:
         Listing(Pages(PageTable(postgres), Cursors(settings.secrets))),
         Streaming(streams),
         Writing(reporting, STATUS_OF),
+        Limits(limiter),
         Health(postgres, settings.database_url, cache),
         pages,
     )

@@ -26,10 +26,10 @@ LIMIT_HEADERS: Final = web.RequestKey("limit_headers", dict[str, str])
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an address asks of its caller. `public`: without a key, it is open for public jobs."""
+    """What an address asks. `policy` None: no place of a limit. `public`: without a key, it is open for public jobs."""
 
     scope: str
-    policy: str
+    policy: str | None
     public: bool = False
 
 
@@ -82,6 +82,15 @@ class Door:
     def reads(self, handler: HandlerWithCaller, policy: str) -> Handler:
         """Reading anything else: a place first."""
         return self._after_a_place(handler, READ, policy)
+
+    def looks(self, handler: HandlerWithCaller) -> Handler:
+        """Reading about the key itself: takes no place, so that no limit refuses it."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            return await handler(request, self._known(request, READ) or await self._find(request, READ))
+
+        self.needs[guarded] = Needs(READ, None)
+        return guarded
 
     def writes(self, handler: HandlerWithCaller) -> Handler:
         """Reporting: a place first."""

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from service.authentication import Door
 from service.health import Health
+from service.limiting.handler import Limits
 from service.listing.handler import Listing
 from service.pages.handler import ApiPages
 from service.polling.handler import Polling
@@ -21,6 +22,7 @@ def routes(
     listing: Listing,
     streaming: Streaming,
     writing: Writing,
+    limits: Limits,
     health: Health,
     pages: ApiPages,
 ) -> list[web.RouteDef]:
@@ -43,6 +45,7 @@ def routes(
         web.get("/jobs/{job_id}/result", polls(polling.result, free=False)),
         web.get("/jobs/{job_id}/results", polls(polling.result, free=False)),
         web.get("/jobs/{job_id}/history", reads(polling.history, "bulk")),
+        web.get("/limits", door.looks(limits.limits)),
         # following
         web.get("/jobs/{job_id}/events", streams(streaming.job_events, public=True), allow_head=False),
         # reporting

@@ -66,7 +66,7 @@ class Job:
         return self.status in FINISHED
 
     def shape_a(self) -> Object:
-        """Shape A without its times and without what the service adds of its own (`eta`, `events_url`)."""
+        """Shape A without its times and without what the service adds of its own (`eta`)."""
         shape = {
             "id": self.id,
             "status": self.status,
@@ -88,6 +88,8 @@ class Job:
         }
         if self.status == "COMPLETED" and self.result is not None:
             shape["result_url"] = f"/jobs/{self.id}/result"
+        if not self.finished:
+            shape["events_url"] = f"/jobs/{self.id}/events"
         return shape
 
     def shape_b(self) -> Object:

@@ -9,7 +9,14 @@ from service.identity import READ, WRITE
 from tests.conftest import make_key
 from tests.http import JSON, ask, connected, create, head, report
 
-READS = ("GET /jobs/{}", "GET /jobs/{}/status", "GET /jobs/{}/result", "GET /jobs/{}/results", "GET /jobs/{}/history")
+READS = (
+    "GET /jobs/{}",
+    "GET /jobs/{}/status",
+    "GET /jobs/{}/result",
+    "GET /jobs/{}/results",
+    "GET /jobs/{}/history",
+    "GET /limits",
+)
 WRITES = (
     "POST /jobs",
     "PATCH /jobs",
@@ -201,6 +208,7 @@ async def test_a_method_that_is_not_understood_is_answered_with_those_that_are(c
         ("POST", "/jobs/x/status", "GET, HEAD"),
         ("DELETE", "/jobs/x/result", "GET, HEAD, PUT"),
         ("GET", "/jobs/x/cancel", "POST"),
+        ("POST", "/limits", "GET, HEAD"),
         ("POST", "/healthz", "GET, HEAD"),
     ]:
         with subtests.test(f"{method} {path}"):

@@ -78,7 +78,7 @@ async def test_shape_a_has_these_fields_and_no_others(client):
     created = await create(client, **EVERYTHING)
     job = await polled(client, EVERYTHING["id"])
     assert job == created
-    assert list(job) == SHAPE_A
+    assert list(job) == [*SHAPE_A, "events_url"]
     assert {name: job[name] for name in EVERYTHING} == EVERYTHING
     assert (job["status"], job["error"], job["error_details"]) == ("queued", None, None)
     assert (job["attempt"], job["version"], job["stalled"]) == (1, 1, False)
@@ -143,7 +143,7 @@ async def test_type_and_operation_are_understood_and_told_both_ways(client, subt
 async def test_times_appear_once_known_and_have_milliseconds_and_z(client):
     job_id = (await create(client))["id"]
     started = await report(client, job_id, status="PROCESSING")
-    assert list(started) == [*SHAPE_A[:5], "started_at", *SHAPE_A[5:]]
+    assert list(started) == [*SHAPE_A[:5], "started_at", *SHAPE_A[5:], "events_url"]
     assert started["started_at"] == started["updated_at"]
     done = await report(client, job_id, status="COMPLETED")
     assert list(done) == [*SHAPE_A[:5], "started_at", "completed_at", "expires_at", *SHAPE_A[5:]]
@@ -178,6 +178,22 @@ async def test_result_url_appears_when_there_is_something_to_fetch(client):
     assert "result_url" not in await polled(client, job_id)
     assert (await report(client, job_id, status="COMPLETED"))["result_url"] == f"/jobs/{job_id}/result"
     assert "result_url" not in await polled(client, await in_state(client, "COMPLETED"))
+
+
+async def test_events_url_is_there_as_long_as_there_is_something_to_follow(client):
+    for status in ("queued", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED"):
+        job = await polled(client, await in_state(client, status))
+        assert job.get("events_url") == (f"/jobs/{job['id']}/events" if status in ("queued", "PROCESSING") else None)
+    job_id = await in_state(client, "FAILED")
+    retried = await ask(client, "POST", f"/jobs/{job_id}/retry")
+    assert retried.json()["events_url"] == f"/jobs/{job_id}/events"
+
+
+async def test_events_url_leads_to_the_events(client):
+    created = await create(client)
+    assert created["events_url"] == f"/jobs/{created['id']}/events"
+    async with client.get(created["events_url"]) as stream:
+        assert (stream.status, stream.content_type) == (200, "text/event-stream")
 
 
 # ETag, 304, pace
@@ -284,7 +300,8 @@ async def test_the_pace_is_2_to_10_seconds_whatever_the_age(client, sql):
         job_id = (await create(client))["id"]
         await sql.execute("update jobs set created_at = created_at - $2::text::interval where id = $1", job_id, age)
         await report(client, job_id, status="PROCESSING")
-        assert (await ask(client, "GET", f"/jobs/{job_id}")).headers["Retry-After"] == pace
+        for path in READS[:4]:  # an unfinished job's result too: 409, and when to come back
+            assert (await ask(client, "GET", path.format(job_id))).headers["Retry-After"] == pace
 
 
 async def test_head_is_get_without_the_body(client):

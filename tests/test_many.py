@@ -136,6 +136,16 @@ async def test_an_unknown_batch_is_404_and_another_accounts_is_unknown(client, d
             assert (await answer.json())["detail"] == f"Batch {name} not found"
 
 
+async def test_only_a_batch_that_is_not_over_says_when_to_ask_again(client):
+    await create(client, {"id": "a", "batch_id": "b", "close_batch": True})
+    for status in ("queued", "PROCESSING", "COMPLETED"):
+        await client.patch("/jobs/a", json={"status": status})
+        for query, held in [("", {}), ("", {"If-None-Match": "*"}), ("?include_progress=true", {})]:
+            answer = await client.get(f"/jobs/batch/b{query}", headers=held)
+            pace = answer.headers.get("Retry-After")
+            assert pace is None if status == "COMPLETED" else 2 <= int(pace) <= 10
+
+
 async def test_an_unchanged_batch_is_304_and_mere_progress_does_not_change_it(client):
     await create(client, {"id": "a", "batch_id": "b"})
     first = await client.get("/jobs/batch/b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,11 +100,19 @@ class Limiter:
         return Grant(policy, place.left, place.returns_in_s)
 
     async def look(self, whose: str, policy: Policy) -> Place:
-        """What is left, taking nothing; while Redis is away, of this process's share."""
+        """What is left now, taking nothing and counting nothing; while Redis is away, of this process's share."""
+        key = (whose, policy)
+        refused_s = self._refused_for_s(key)
+        if refused_s > 0:
+            return Place(False, 0, refused_s)
         try:
             return await self._log.look(whose, policy.name, policy.most, policy.window_s)
         except RedisAway:
-            return self._judge_alone((whose, policy))
+            return self._left_alone(key)
+
+    async def look_at_all(self, whose: str, policies: Sequence[Policy]) -> list[Place]:
+        """What is left of each, asked in one trip to Redis."""
+        return await asyncio.gather(*(self.look(whose, policy) for policy in policies))
 
     def may_check_freely(self, whose: str, policy: Policy | None) -> bool:
         """Whether a conditional poll may still be free: up to 20 times the poll limit per key and process."""
@@ -126,21 +134,28 @@ class Limiter:
 
     def _refuse_what_was_refused(self, key: _Whose) -> None:
         """A refusal that still stands needs no question. It names its policy, so a changed limit is another."""
-        until = self._refused_until.get(key)
-        if until is None:
-            return
-        left_s = until - self._clock()
-        if left_s > 0:
+        refused_s = self._refused_for_s(key)
+        if refused_s > 0:
             self.refused_here += 1
-            raise refusal(key[1], left_s)
-        del self._refused_until[key]
+            raise refusal(key[1], refused_s)
+
+    def _refused_for_s(self, key: _Whose) -> float:
+        """How long a refusal still stands; 0 where there is none."""
+        until = self._refused_until.get(key)
+        return max(0.0, until - self._clock()) if until is not None else 0.0
 
     def _judge_alone(self, key: _Whose) -> Place:
-        """This process's share, counting what it granted before Redis went away."""
+        """One place of this process's share."""
         self.judged_alone += 1
+        place = self._left_alone(key)
+        return Place(place.granted, max(0, place.left - 1), place.returns_in_s or key[1].window_s)
+
+    def _left_alone(self, key: _Whose) -> Place:
+        """What is left of this process's share, counting what it granted before Redis went away."""
         log, now = self._log_of(self._granted, key), self._clock()
-        left = max(1, key[1].most // self.processes) - log.used(now)
-        return Place(left > 0, max(0, left - 1), log.returns_in_s(now))
+        share = max(1, key[1].most // self.processes)
+        left = max(0, share - log.used(now))
+        return Place(left > 0, left, log.returns_in_s(now, share))
 
     def _log_of(self, logs: dict[_Whose, RollingLog], key: _Whose) -> RollingLog:
         log = logs.get(key)

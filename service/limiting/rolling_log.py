@@ -39,10 +39,13 @@ class RollingLog:
             return 0
         return self._totals[-1] - (self._totals[first - 1] if first else 0)
 
-    def returns_in_s(self, now: float) -> float:
-        """Until the oldest grant inside the window leaves it."""
+    def returns_in_s(self, now: float, most: int) -> float:
+        """Until a grant leaves the window and fewer than `most` are in it; 0 when there is none."""
         first = self._first(now)
-        return self._instants[first] + self._window_s - now if first < len(self._instants) else self._window_s
+        if first == len(self._totals):
+            return 0.0
+        leaves = max(first, bisect_right(self._totals, self._totals[-1] - most))
+        return self._instants[leaves] + self._window_s - now
 
     def _first(self, now: float) -> int:
         """The first record inside the window; what lies before goes once it is much."""

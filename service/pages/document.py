@@ -346,6 +346,8 @@ def _security(needs: Needs | None) -> list[dict[str, list[str]]]:
 def _limit_of(needs: Needs | None) -> str:
     if needs is None:
         return ""
+    if needs.policy is None:
+        return f"Scope `{needs.scope}`; takes no place of a limit."
     policy = POLICIES[needs.policy]
     limit = f"limit `{policy.name}`, {policy.most} in {policy.window_s} s unless the key has its own"
     return f"Scope `{needs.scope}`; {limit}."

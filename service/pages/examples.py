@@ -181,6 +181,13 @@ STREAM: Final = (
     '"version":3,"previous_status":"queued"}\n\n:\n\n'
 )
 
+LIMITS: Final = {
+    "limits": [
+        {"name": "poll", "limit": 1000, "window_seconds": 60, "left": 988, "next_place_in_seconds": 17},
+        {"name": "write", "limit": None, "window_seconds": None, "left": None, "next_place_in_seconds": None},
+    ]
+}
+
 _HELD: Final[Mapping[str, Any]] = {"job_id": JOB_ID, "current_status": PROCESSING}
 
 SAMPLES: Final[Mapping[type[JobwireError], JobwireError]] = {

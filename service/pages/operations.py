@@ -365,6 +365,12 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         "Only a closed batch can be over.",
         errors=BODY_ERRORS,
     ),
+    "GET /limits": Operation(
+        "getLimits",
+        READING,
+        "Your limits, and what is left of them",
+        [Answer(200, "Every policy of the key.", [says.LimitsSchema], examples={"one without limit": examples.LIMITS})],
+    ),
     "GET /healthz": Operation(
         "checkAlive",
         SERVICE,

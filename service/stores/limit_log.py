@@ -23,7 +23,7 @@ ALIVE_FOR_s: Final = 15
 
 @dataclass(slots=True)
 class Place:
-    """The end of one question. `left`: places after it. `returns_in_s`: until the oldest place in use comes back."""
+    """The end of one question. `left`: places after it. `returns_in_s`: until the next comes back (0: all are free)."""
 
     granted: bool
     left: int
@@ -56,7 +56,7 @@ class LimitLog:
     async def look(self, whose: str, policy: str, most: int, window_s: int) -> Place:
         """What is left, taking nothing. `granted`: whether a place is free. Raises RedisAway."""
         _, left, returns_in_us = await self._ask((whose, policy, most, window_s), 0)
-        return Place(left > 0, left, returns_in_us / 1e6)
+        return Place(left > 0, max(0, left), returns_in_us / 1e6)
 
     async def count_processes(self, process: str) -> int:
         """Says that `process` is alive, and how many were in the last 15 s. Raises RedisAway."""

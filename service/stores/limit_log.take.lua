@@ -6,7 +6,8 @@
 -- ARGV[3]  window_us
 -- ARGV[4]  grain_us: records closer than this become one, dated by the LATER, so that a place may come back
 --          late by this much but never early, and the log has at most window/grain records plus the used-up ones
--- Returns  {places granted, places left after that, us until the oldest place in the window comes back}
+-- Returns  {places granted, places left after that (below 0 where the limit was lowered), us until the next place comes back
+--          (0: none is in use)}
 local want, limit, window, grain = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local log, size = KEYS[1], 16
 
@@ -44,11 +45,16 @@ if granted > 0 then
   end
   if first > 512 and first > records / 2 then          -- mostly used up: keep the edge and what is inside
     redis.call('SET', log, redis.call('GETRANGE', log, (first - 1) * size, -1))
+    records = records - first + 1
     first = 1
   end
   redis.call('PEXPIRE', log, math.ceil(window / 1000) + 1000)
 end
 
-local until_next = window
-if redis.call('STRLEN', log) / size > first then until_next = record(first) + window - now end
+local leaving = first
+if used > limit then                                   -- it was lowered: the oldest place coming back is not enough
+  while leaving < records - 1 and total - select(2, record(leaving)) >= limit do leaving = leaving + 1 end
+end
+local until_next = 0
+if records > first then until_next = record(leaving) + window - now end
 return {granted, limit - used - granted, until_next}
