@@ -5,6 +5,7 @@ import asyncio
 import aiohttp
 import pytest
 
+from service.polling.many_operation import BatchReader
 from tests.conftest import make_key
 
 
@@ -147,6 +148,34 @@ async def test_an_unchanged_batch_is_304_and_mere_progress_does_not_change_it(cl
     await client.patch("/jobs/a", json={"status": "PROCESSING"})
     assert (await client.get("/jobs/batch/b", headers=known)).status == 200
     assert "ETag" not in (await client.get("/jobs/batch/b?include_progress=1")).headers
+
+
+async def test_a_batch_with_progress_has_no_validator_so_a_condition_spares_it_no_place(client, database, monkeypatch):
+    limited = {"X-API-Key": await make_key(database, "acme", limits={"bulk": "3/60"})}
+    await create(client, {"id": "a", "batch_id": "b"})
+    first = await client.get("/jobs/batch/b", headers=limited)
+    known = {**limited, "If-None-Match": first.headers["ETag"]}
+    for spelled in ("", "?include_progress=false", "?include_progress=0"):
+        unchanged = await client.get("/jobs/batch/b" + spelled, headers=known)
+        assert (unchanged.status, "RateLimit" in unchanged.headers) == (304, False), spelled
+    read = 0
+    read_with_progress = BatchReader.read_with_progress
+
+    async def counting(self, *args):
+        nonlocal read
+        read += 1
+        return await read_with_progress(self, *args)
+
+    monkeypatch.setattr(BatchReader, "read_with_progress", counting)
+    for status in (200, 200, 429, 429, 429):
+        answer = await client.get("/jobs/batch/b?include_progress=1", headers={**known, "Prefer": "wait=5"})
+        assert answer.status == status
+        assert "Preference-Applied" not in answer.headers
+        answer = await client.get("/jobs/batch/b?include_progress=1", headers=known) if status == 429 else answer
+        assert answer.status == status
+    assert read == 2, "nothing is read for who is over the limit"
+    wrong = await client.get("/jobs/batch/b?include_progress=perhaps", headers={"If-None-Match": "*"})
+    assert wrong.status == 422
 
 
 async def test_waiting_for_a_batch_ends_with_its_change_or_its_end(client):

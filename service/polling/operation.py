@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import orjson
 
-from service.errors import NoResult, NotFinished, ResultNotFound
+from service.errors import NoResult, NotFinished, ResultNotFound, Unauthorized
 from service.hub import Hub
 from service.job import COMPLETED, FINISHED
 from service.status_reader import StatusReader
 from service.stores.event_channel import DELETED, Notice
 from service.stores.job_table import JobTable, StoredResult
 from service.stores.ready import ReadyAnswer
-
-LONGEST_WAIT_s: Final = 30
 
 
 class ResultReader:
@@ -55,12 +53,17 @@ def _must_be_completed(job_id: str, answer: ReadyAnswer) -> None:
 
 
 class Waker:
-    """A poll that sleeps, woken only by what it waits for: a version that is not known or (None) the end."""
+    """A poll that sleeps, woken only by what it waits for: a version that is not known or (None) the end.
 
-    def __init__(self, *, is_known: Callable[[str], bool] | None) -> None:
+    `over`: it waits no longer. `refused`: its key is no longer valid.
+    """
+
+    def __init__(self, key_id: str, *, is_known: Callable[[str], bool] | None) -> None:
         """`is_known`: whether the client has the version with this ETag."""
+        self.key_id = key_id
         self.version = 0
-        self.given_up = False
+        self.over = False
+        self.refused = False
         self._is_known = is_known
         self._woken = asyncio.Event()
 
@@ -80,18 +83,22 @@ class Waker:
 
     def give_up(self) -> None:
         """The client has hung up, or this process ends."""
-        self.given_up = True
+        self.over = True
         self._woken.set()
 
-    async def sleep(self, until: float) -> bool:
-        """True when woken, False at `until` (the loop's time) and once given up."""
+    def refuse(self) -> None:
+        """The key is no longer valid."""
+        self.refused = True
+        self._woken.set()
+
+    async def sleep(self, until: float) -> None:
+        """Until woken; at `until` (the loop's time) it is over."""
         try:
             async with asyncio.timeout_at(until):
                 await self._woken.wait()
         except TimeoutError:
-            return False
+            self.over = True
         self._woken.clear()
-        return not self.given_up
 
 
 class Waiting:
@@ -107,7 +114,10 @@ class Waiting:
         return len(self._held)
 
     async def read(self, account_id: int, job_id: str, waker: Waker, wait_s: int) -> ReadyAnswer:
-        """The job once `waker` is satisfied; after `wait_s`, as it is. Raises what StatusReader.read raises."""
+        """The job once `waker` is satisfied; after `wait_s`, as it is then.
+
+        Raises Unauthorized once the key is no longer valid, beside what StatusReader.read raises.
+        """
         until = asyncio.get_running_loop().time() + wait_s
         self._held.add(waker)
         if self._closing:
@@ -117,10 +127,20 @@ class Waiting:
                 while True:
                     answer = await self._reader.read(account_id, job_id)
                     waker.version = answer.version
-                    if waker.is_satisfied_by(answer) or not await waker.sleep(until):
+                    if waker.over or waker.is_satisfied_by(answer):
                         return answer
+                    await waker.sleep(until)
+                    if waker.refused:
+                        raise Unauthorized()
         finally:
             self._held.discard(waker)
+
+    def end_of_keys(self, key_ids: Sequence[str]) -> None:
+        """Refuses the polls of keys that are no longer valid."""
+        ended = set(key_ids)
+        for waker in tuple(self._held):
+            if waker.key_id in ended:
+                waker.refuse()
 
     def end_all(self) -> None:
         """Answers every held poll with what there is, now and from now on: this process ends."""
