@@ -18,6 +18,7 @@ from service.hub import Hub
 from service.identity import READ, WRITE
 from service.limiting.limiter import Limiter
 from service.polling.operation import Waiting
+from service.status_reader import StatusReader
 from service.stores.event_channel import EventChannel
 from service.stores.key_memory import BELIEVED_s, KeyMemory
 from service.stores.key_table import KeyTable
@@ -76,23 +77,9 @@ def session(url, key):
     return aiohttp.ClientSession(url, headers={"X-API-Key": key}, connector=aiohttp.TCPConnector(limit=0))
 
 
-@pytest.fixture(autouse=True)  # before `client`
-def inside(monkeypatch):
-    """The parts of the service in this process by their class, once `client` has built it."""
-    parts = {}
-
-    def noting(kind):
-        build = kind.__init__
-
-        def built(self, *args, **options):
-            parts[kind] = self
-            build(self, *args, **options)
-
-        monkeypatch.setattr(kind, "__init__", built)
-
-    for kind in (Waiting, EventChannel, KeyMemory):
-        noting(kind)
-    return parts
+@pytest.fixture(autouse=True)
+def from_the_inside(inside):
+    """Before `client`."""
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +132,26 @@ async def test_without_a_version_it_waits_for_the_end(client, held):
     assert headers["Preference-Applied"] == "wait=30"
     assert headers["ETag"] == await etag_of(client, "end")
     await held(0)
+
+
+async def test_who_waits_for_the_end_sleeps_through_everything_else(client, held, monkeypatch):
+    monkeypatch.setattr(Hub, "_reconcile", AsyncMock())
+    looks = []
+    read = StatusReader.read
+
+    async def noting(self, *key):
+        looks.append(key)
+        return await read(self, *key)
+
+    monkeypatch.setattr(StatusReader, "read", noting)
+    await create(client, "sleeps")
+    waiting = waiter(client, "sleeps")
+    await held(1)
+    for percentage in range(5):
+        await report(client, "sleeps", status="PROCESSING", progress={"percentage": percentage})
+    await report(client, "sleeps", status="COMPLETED")
+    assert (await ended(waiting))[2]["status"] == "COMPLETED"
+    assert len(looks) == 2, "on arrival, and at the end"
 
 
 async def test_every_end_is_an_end(client, held):

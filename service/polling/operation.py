@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from service.job import COMPLETED, FINISHED
 from service.status_reader import StatusReader
 from service.stores.event_channel import DELETED, Notice
 from service.stores.job_table import JobTable, StoredResult
-from service.stores.ready import ReadyAnswer
+from service.stores.ready import JobKey, ReadyAnswer
 
 
 class ResultReader:
@@ -55,7 +56,8 @@ def _must_be_completed(job_id: str, answer: ReadyAnswer) -> None:
 class Waker:
     """A poll that sleeps, woken only by what it waits for: a version that is not known or (None) the end.
 
-    `over`: it waits no longer. `refused`: its key is no longer valid.
+    `over`: it waits no longer. `refused`: its key is no longer valid. `on_doubt` is called when something may have been
+    missed, and ends in `wake` if this is what it waits for.
     """
 
     def __init__(self, key_id: str, *, is_known: Callable[[str], bool] | None) -> None:
@@ -64,6 +66,7 @@ class Waker:
         self.version = 0
         self.over = False
         self.refused = False
+        self.on_doubt: Callable[[], object] = self.wake
         self._is_known = is_known
         self._woken = asyncio.Event()
 
@@ -75,21 +78,25 @@ class Waker:
         """Wakes up for a newer version or, waiting for the end, for a finished one."""
         ends = notice.status in FINISHED or notice.status == DELETED
         if notice.version > self.version and (ends or self._is_known is not None):
-            self._woken.set()
+            self.wake()
 
     def resync(self) -> None:
         """Something may have been missed."""
+        self.on_doubt()
+
+    def wake(self) -> None:
+        """There is something to look at."""
         self._woken.set()
 
     def give_up(self) -> None:
         """The client has hung up, or this process ends."""
         self.over = True
-        self._woken.set()
+        self.wake()
 
     def refuse(self) -> None:
         """The key is no longer valid."""
         self.refused = True
-        self._woken.set()
+        self.wake()
 
     async def sleep(self, until: float) -> None:
         """Until woken; at `until` (the loop's time) it is over."""
@@ -108,6 +115,8 @@ class Waiting:
         self._reader = reader
         self._hub = hub
         self._held: set[Waker] = set()
+        self._in_doubt: dict[JobKey, list[Waker]] = {}
+        self._looks: set[asyncio.Task[None]] = set()
         self._closing = False
 
     def __len__(self) -> int:
@@ -119,13 +128,15 @@ class Waiting:
         Raises Unauthorized once the key is no longer valid, beside what StatusReader.read raises.
         """
         until = asyncio.get_running_loop().time() + wait_s
+        key = (account_id, job_id)
+        waker.on_doubt = partial(self._doubt, key, waker)
         self._held.add(waker)
         if self._closing:
             waker.give_up()
         try:
-            async with self._hub.follow((account_id, job_id), waker):
+            async with self._hub.follow(key, waker):
                 while True:
-                    answer = await self._reader.read(account_id, job_id)
+                    answer = await self._reader.read(*key)
                     waker.version = answer.version
                     if waker.over or waker.is_satisfied_by(answer):
                         return answer
@@ -147,3 +158,25 @@ class Waiting:
         self._closing = True
         for waker in tuple(self._held):
             waker.give_up()
+
+    def _doubt(self, key: JobKey, waker: Waker) -> None:
+        """Of all whom one turn of the event loop leaves in doubt, one looks: a batch has many waiters and many changes."""
+        if key not in self._in_doubt:
+            self._in_doubt[key] = []
+            look = asyncio.get_running_loop().create_task(self._look(key))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+        self._in_doubt[key].append(waker)
+
+    async def _look(self, key: JobKey) -> None:
+        wakers = self._in_doubt.pop(key)
+        try:
+            answer = await self._reader.read(*key)
+        except Exception:  # each meets it by itself
+            for waker in wakers:
+                waker.wake()
+            return
+        for waker in wakers:
+            waker.version = max(waker.version, answer.version)
+            if waker.is_satisfied_by(answer):
+                waker.wake()
