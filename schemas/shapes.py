@@ -103,7 +103,7 @@ def _batch_job(job: BatchJob, include_progress: bool) -> dict[str, Any]:
         "operation": operation_of(job.type),
     }
     if include_progress:
-        shape["progress"] = orjson.Fragment(job.percentage)
+        shape["progress"] = job.percentage
     return shape
 
 

@@ -11,12 +11,12 @@ BATCH_STATUSES: Final = ("queued", "processing", "completed", "completed_with_fa
 
 
 class BatchJob(NamedTuple):
-    """One job of a batch as the batch shows it. `percentage`: a number as JSON has it, where it was asked for."""
+    """One job of a batch as the batch shows it. `percentage`: where it was asked for, and is known."""
 
     id: str
     status: str
     type: str
-    percentage: str = "0"
+    percentage: float | int = 0
 
 
 @dataclass(slots=True)

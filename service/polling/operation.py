@@ -160,7 +160,7 @@ class Waiting:
             waker.give_up()
 
     def _doubt(self, key: JobKey, waker: Waker) -> None:
-        """Of all whom one turn of the event loop leaves in doubt, one looks: a batch has many waiters and many changes."""
+        """Of all whom one turn of the event loop leaves in doubt one looks: a batch has many waiters, many changes."""
         if key not in self._in_doubt:
             self._in_doubt[key] = []
             look = asyncio.get_running_loop().create_task(self._look(key))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import asyncpg
+import orjson
 
 from service.batch import MOST_JOBS_SHOWN, Batch, BatchJob
 from service.stores.connections import Postgres
@@ -51,5 +52,10 @@ def _batch(row: asyncpg.Record) -> Batch:
         completed=row["completed"],
         failed=row["failed"],
         cancelled=row["cancelled"],
-        jobs=[BatchJob(*line.split(" ")) for line in row["jobs"].split("\n")] if row["jobs"] else [],
+        jobs=[_batch_job(line) for line in row["jobs"].split("\n")] if row["jobs"] else [],
     )
+
+
+def _batch_job(line: str) -> BatchJob:
+    id, status, type, *percentage = line.split(" ")
+    return BatchJob(id, status, type, *map(orjson.loads, percentage))
