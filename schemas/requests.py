@@ -38,6 +38,7 @@ _STATUS_IN_ANY_CASING = {status.lower(): status for status in STATUSES}
 ID_PATTERN = ecma_pattern(JOB_ID)
 _TYPE_PATTERN = {"pattern": ecma_pattern(TYPE_SLUG)}
 _ONE_TAG = {"pattern": "^[^,]+$"}
+TRUE_IN_QUERY = frozenset({"true", "True", "1"})
 _LIKE_AN_ID = "Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}."
 
 
@@ -214,7 +215,7 @@ class QueryFlag(fields.Boolean):
     """true, True, 1, false, False or 0 in a query."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(truthy={"true", "True", "1"}, falsy={"false", "False", "0"}, load_default=False, **options)
+        super().__init__(truthy=set(TRUE_IN_QUERY), falsy={"false", "False", "0"}, load_default=False, **options)
 
 
 class ResultQuerySchema(Schema):

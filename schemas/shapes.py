@@ -105,7 +105,7 @@ def _batch_job(job: BatchJob, include_progress: bool) -> dict[str, Any]:
         "operation": operation_of(job.type),
     }
     if include_progress:
-        shape["progress"] = job.percentage if job.percentage is not None else 0
+        shape["progress"] = job.percentage
     return shape
 
 

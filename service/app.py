@@ -94,7 +94,7 @@ def make_app(settings: Settings) -> web.Application:
     limiter = Limiter(limit_log)
     waiting = Waiting(reader, hub)
     streams = Streams(hub, reader, most_per_key=settings.max_streams_per_key)
-    keys.forgotten.append(streams.end_of_keys)
+    keys.forgotten += [streams.end_of_keys, waiting.end_of_keys]
     announcer = Announcer(cache, memory, outbox)
     collector = Collector(jobs, announcer)
     gate = Gate(outbox, cache)

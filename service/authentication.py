@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import hdrs, web
 
-from service.errors import Forbidden, JobwireError, Unauthorized
+from service.errors import Forbidden, JobwireError, Unauthorized, Unavailable
 from service.identity import READ, WRITE, Caller, presented_key
 from service.job import is_job_id
 from service.limiting.addresses import Network, client_address
 from service.limiting.limiter import Grant, Limiter, refusal
 from service.limiting.policies import FAILED_KEYS, POLICIES, Policy, policy_of
-from service.requests import PREFER, Handler
+from service.requests import PREFER, Handler, wait_preference
 from service.stores.key_memory import KeyMemory
 from service.stores.public_memory import PublicMemory
 
@@ -47,11 +48,16 @@ class Door:
         self.needs: dict[Handler, Needs] = {}
 
     def polls(
-        self, handler: HandlerWithCaller, *, public: bool = False, policy: str = "poll", free: bool = True
+        self,
+        handler: HandlerWithCaller,
+        *,
+        public: bool = False,
+        policy: str = "poll",
+        free: Callable[[web.Request], bool] | None = lambda request: True,
     ) -> Handler:
         """Reading one job or one batch: the place is asked for in the same trip to Redis as the job.
 
-        An unchanged answer to If-None-Match takes no place, where that is cheap to say (`free`).
+        An unchanged answer to If-None-Match takes no place, where that is cheap to say (`free`; None: never).
         `public`: without a key, public jobs are open.
         """
 
@@ -62,11 +68,16 @@ class Door:
                     return await self._without_key(request, handler)
                 caller = await self._find(request, READ)
             limit = policy_of(caller, policy)
+            if PREFER in request.headers and wait_preference(request):
+                return await self._wait(request, caller, limit, handler)
             if limit is None:
                 return await handler(request, caller)
-            if PREFER in request.headers:  # a wait costs its place on arrival
-                return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, limit))
-            if free and hdrs.IF_NONE_MATCH in request.headers and self._limiter.may_check_freely(caller.key_id, limit):
+            if (
+                hdrs.IF_NONE_MATCH in request.headers
+                and free is not None
+                and free(request)
+                and self._limiter.may_check_freely(caller.key_id, limit)
+            ):
                 return await self._free_if_unchanged(request, caller, limit, handler)
             asked = self._limiter.ask(caller.key_id, limit)
             try:
@@ -119,6 +130,21 @@ class Door:
 
         self.needs[guarded] = Needs(scope, policy_name)
         return guarded
+
+    async def _wait(
+        self, request: web.Request, caller: Caller, policy: Policy | None, handler: HandlerWithCaller
+    ) -> web.StreamResponse:
+        """A poll that is held: it costs its place on arrival, and ends with its key."""
+        grant = await self._limiter.take(caller.key_id, policy) if policy is not None else None
+        # The key may have been forgotten meanwhile, and nobody has told a wait that was not held yet.
+        caller = self._known(request, READ) or await self._find(request, READ)
+        try:
+            return await _with_place(request, caller, handler, grant)
+        except Unauthorized as ended:  # revoked, expired, or Postgres was away for too long to tell
+            with suppress(Unauthorized):
+                await self._keys.find(presented_key(request.headers) or "")
+                raise Unavailable("For a moment nobody could tell whether this key is valid.") from None
+            raise ended from None
 
     async def _free_if_unchanged(
         self, request: web.Request, caller: Caller, policy: Policy, handler: HandlerWithCaller
@@ -176,8 +202,11 @@ class Door:
 
 
 async def _with_place(
-    request: web.Request, caller: Caller, handler: HandlerWithCaller, grant: Grant
+    request: web.Request, caller: Caller, handler: HandlerWithCaller, grant: Grant | None
 ) -> web.StreamResponse:
+    """`grant` None: the caller has no limit."""
+    if grant is None:
+        return await handler(request, caller)
     request[LIMIT_HEADERS] = grant.headers
     try:
         response = await handler(request, caller)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 MOST_JOBS_SHOWN: Final = 1000
 BATCH_STATUSES: Final = ("queued", "processing", "completed", "completed_with_failures", "failed", "cancelled")
 
 
-@dataclass(slots=True)
-class BatchJob:
-    """One job of a batch as the batch shows it. `percentage`: None where it is not known."""
+class BatchJob(NamedTuple):
+    """One job of a batch as the batch shows it. `percentage`: where it was asked for, and is known."""
 
     id: str
     status: str
     type: str
-    percentage: float | int | None
+    percentage: float | int = 0
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import structlog
 
 from service.errors import Unavailable
-from service.stores.event_channel import EventChannel, Notice
+from service.stores.event_channel import BATCH_CHANGED, EventChannel, Notice
 from service.stores.keys import topic_of
 from service.stores.ready import JobKey
 from service.stores.status_cache import LIFE_LENGTH
@@ -22,6 +22,8 @@ LINGER_s: Final = 10.0
 RECONCILE_EVERY_s: Final = 5.0
 RECONCILE_WITHOUT_CHANNEL_EVERY_s: Final = 1.0
 ACKNOWLEDGED_WITHIN_s: Final = 1.0
+BATCH_TOLD_EVERY_s: Final = 0.5
+"""Who follows a batch hears of its changes at most this often: thousands of its jobs may change meanwhile."""
 
 _log = structlog.get_logger(__name__)
 
@@ -49,6 +51,7 @@ class Hub:
         self._followers: dict[JobKey, set[Follower]] = {}
         self._keys: dict[bytes, JobKey] = {}
         self._lingering: dict[JobKey, asyncio.TimerHandle] = {}
+        self._changed_again: dict[JobKey, bool] = {}  # batches that were told of lately
         self.repaired = 0  # changes that no message told
         channel.on_message = self._heard
         channel.on_back = self._resync_all
@@ -98,24 +101,40 @@ class Hub:
         key = self._keys.get(topic)
         if key is None:
             return
-        followers = tuple(self._followers[key])
         if message[:LIFE_LENGTH] != self._life().encode():  # its version cannot be compared with ours
-            for follower in followers:
-                follower.resync()
+            self._resync(key)
             return
         notice = Notice.decode(message[LIFE_LENGTH:])
         if notice.key != key:  # a job's change on its batch's topic
             return
-        for follower in followers:
-            if notice.version:
+        if notice.status == BATCH_CHANGED:
+            self._tell_of_batch(key)
+        elif notice.version:
+            for follower in tuple(self._followers[key]):
                 follower.hear(notice)
-            else:  # a batch changed, or the relay knows that a job is gone: no more was said
-                follower.resync()
+        else:  # the relay knows that a job is gone: no more was said
+            self._resync(key)
+
+    def _tell_of_batch(self, key: JobKey) -> None:
+        """At once, and of all that changes within BATCH_TOLD_EVERY_s after that when it has passed."""
+        if key in self._changed_again:
+            self._changed_again[key] = True
+            return
+        self._changed_again[key] = False
+        asyncio.get_running_loop().call_later(BATCH_TOLD_EVERY_s, self._tell_of_batch_again, key)
+        self._resync(key)
+
+    def _tell_of_batch_again(self, key: JobKey) -> None:
+        if self._changed_again.pop(key) and key in self._followers:
+            self._tell_of_batch(key)
+
+    def _resync(self, key: JobKey) -> None:
+        for follower in tuple(self._followers[key]):
+            follower.resync()
 
     def _resync_all(self) -> None:
-        for followers in self._followers.values():
-            for follower in tuple(followers):
-                follower.resync()
+        for key in self._followers:
+            self._resync(key)
 
     async def _reconcile(self) -> None:
         keys = [key for key, followers in self._followers.items() if followers]

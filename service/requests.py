@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import orjson
 from aiohttp import web
 from marshmallow import Schema, ValidationError
+from multidict import istr
 
 from service.errors import BatchNotFound, JobNotFound, Malformed, TooLarge, UnsupportedMediaType, ValidationFailed
 from service.job import JOB_ID, is_job_id
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-PREFER: Final = "Prefer"
+PREFER: Final = istr("Prefer")
+LONGEST_WAIT_s: Final = 30
+
+_PREFERENCE: Final = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"?)+')  # a comma in quotes parts nothing
+_SECONDS: Final = re.compile(r'(")?([0-9]+)(?(1)")')
 
 MiB: Final = 2**20
 BODY_LIMIT: Final = 1 * MiB
@@ -176,12 +182,17 @@ def _tags(request: web.Request, header: str) -> list[str]:
     return [tag.strip() for line in request.headers.getall(header) for tag in line.split(",")]
 
 
-def wait_preference(request: web.Request, most_s: int) -> int | None:
-    """N of `Prefer: wait=N` in seconds, at most `most_s`; None where there is none that makes sense (RFC 7240)."""
-    for preference in ",".join(request.headers.getall("Prefer", [])).split(","):
-        name, _, value = preference.partition(";")[0].partition("=")
-        if name.strip().lower() == "wait" and value.strip().isdecimal():
-            return min(int(value.strip()[:9]), most_s)
+def wait_preference(request: web.Request) -> int | None:
+    """N of `Prefer: wait=N` in seconds, at most LONGEST_WAIT_s; None where there is none that makes sense.
+
+    As RFC 7240 has it: of several only the first counts, and what makes no sense is as if it were not there.
+    """
+    for line in request.headers.getall(PREFER, ()):
+        for preference in _PREFERENCE.findall(line):
+            name, _, value = preference.partition(";")[0].partition("=")
+            if name.strip().lower() == "wait":
+                seconds = _SECONDS.fullmatch(value.strip())
+                return min(int(seconds[2].lstrip("0")[:9] or 0), LONGEST_WAIT_s) if seconds else None
     return None
 
 

@@ -10,7 +10,7 @@ from service.limiting.handler import Limits
 from service.listing.handler import Listing
 from service.pages.handler import ApiPages
 from service.polling.handler import Polling
-from service.polling.many_handler import PollingMany
+from service.polling.many_handler import PollingMany, batch_has_validator
 from service.reporting.handler import Writing
 from service.streaming.handler import Streaming
 
@@ -39,11 +39,11 @@ def routes(
         web.get("/jobs", reads(listing.jobs, "list")),
         web.get("/jobs/status", reads(many.statuses, "bulk")),
         web.post("/jobs/status", reads(many.statuses_of_body, "bulk")),
-        web.get("/jobs/batch/{batch_id}", polls(many.batch, policy="bulk")),
+        web.get("/jobs/batch/{batch_id}", polls(many.batch, policy="bulk", free=batch_has_validator)),
         web.get("/jobs/{job_id}", polls(polling.job, public=True)),
         web.get("/jobs/{job_id}/status", polls(polling.status, public=True)),
-        web.get("/jobs/{job_id}/result", polls(polling.result, free=False)),
-        web.get("/jobs/{job_id}/results", polls(polling.result, free=False)),
+        web.get("/jobs/{job_id}/result", polls(polling.result, free=None)),
+        web.get("/jobs/{job_id}/results", polls(polling.result, free=None)),
         web.get("/jobs/{job_id}/history", reads(polling.history, "bulk")),
         web.get("/limits", door.looks(limits.limits)),
         # following

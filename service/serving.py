@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -24,6 +26,8 @@ from service.settings import Settings
 LONGEST_LINE_bytes: Final = 8190
 SHUTDOWN_s: Final = 10.0
 KEEP_ALIVE_s: Final = 75.0
+BACKLOG: Final = 2048
+"""New connections that wait to be taken: when thousands come back at once, those beyond it lose a second or more."""
 
 
 class _Connection(Connection):
@@ -96,6 +100,7 @@ class ServiceRunner(web.AppRunner):
 
 async def runner() -> ServiceRunner:
     """For gunicorn: `gunicorn service.serving:runner -k aiohttp.GunicornUVLoopWebWorker`."""
+    allow_many_files()
     settings = Settings.read(*WEB_NEEDS)
     configure_logging(settings.log_level)
     return make_runner(settings)
@@ -123,17 +128,25 @@ def run_web(settings: Settings) -> None:
 
 async def serve(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
     """Serves until SIGINT or SIGTERM; `on_ready(url)` is called once the port is open."""
+    allow_many_files()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     service = make_runner(settings)
     await service.setup()
     try:
-        await web.TCPSite(service, settings.host, settings.port).start()
+        await web.TCPSite(service, settings.host, settings.port, backlog=BACKLOG).start()
         on_ready(_url(service))
         await stop.wait()
     finally:
         await service.cleanup()
+
+
+def allow_many_files() -> None:
+    """As many as this process may have: each connection is one, and many systems begin with 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems name a limit that they do not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def configure_logging(level: str) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -18,11 +19,15 @@ from hypothesis import HealthCheck, settings
 from redis import Redis
 
 from service.embedded import Server, start_postgres, start_redis
+from service.hub import Hub
 from service.identity import READ, WRITE
 from service.limiting.policies import POLICIES, UNLIMITED
+from service.polling.operation import Waiting
 from service.serving import make_runner
 from service.settings import Settings
 from service.stores.connections import Postgres
+from service.stores.event_channel import EventChannel
+from service.stores.key_memory import KeyMemory
 from service.stores.key_table import KeyTable
 from service.stores.migrate import migrate
 from tests.document import Judged, judge_of
@@ -154,6 +159,25 @@ async def client(service_settings: Settings, key: str) -> AsyncIterator[Client]:
     async with server, TestClient(server, headers={"X-API-Key": key}, trace_configs=[judged.trace]) as client:
         judged.judge = judge_of(await (await client.get("/openapi.json")).read())
         yield client
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> dict[type, Any]:
+    """Parts of the service in this process by their class, once `client` has built it: ask for this one first."""
+    parts: dict[type, Any] = {}
+
+    def note(kind: type) -> None:
+        build = kind.__init__
+
+        def built(self: Any, *args: Any, **options: Any) -> None:
+            parts[kind] = self
+            build(self, *args, **options)
+
+        monkeypatch.setattr(kind, "__init__", built)
+
+    for kind in (Waiting, Hub, EventChannel, KeyMemory):
+        note(kind)
+    return parts
 
 
 @pytest.fixture

@@ -4,8 +4,14 @@ import asyncio
 
 import aiohttp
 import pytest
+from redis.asyncio import Redis
 
+from service.embedded import free_port
+from service.polling.many_operation import BatchReader
+from service.stores.job_table import JobTable
+from service.stores.status_cache import MOST_CHANGES
 from tests.conftest import make_key
+from tests.sse_reader import comes_true
 
 
 async def create(client, *jobs):
@@ -159,6 +165,34 @@ async def test_an_unchanged_batch_is_304_and_mere_progress_does_not_change_it(cl
     assert "ETag" not in (await client.get("/jobs/batch/b?include_progress=1")).headers
 
 
+async def test_a_batch_with_progress_has_no_validator_so_a_condition_spares_it_no_place(client, database, monkeypatch):
+    limited = {"X-API-Key": await make_key(database, "acme", limits={"bulk": "3/60"})}
+    await create(client, {"id": "a", "batch_id": "b"})
+    first = await client.get("/jobs/batch/b", headers=limited)
+    known = {**limited, "If-None-Match": first.headers["ETag"]}
+    for spelled in ("", "?include_progress=false", "?include_progress=0"):
+        unchanged = await client.get("/jobs/batch/b" + spelled, headers=known)
+        assert (unchanged.status, "RateLimit" in unchanged.headers) == (304, False), spelled
+    read = 0
+    read_with_progress = BatchReader.read_with_progress
+
+    async def counting(self, *args):
+        nonlocal read
+        read += 1
+        return await read_with_progress(self, *args)
+
+    monkeypatch.setattr(BatchReader, "read_with_progress", counting)
+    for status in (200, 200, 429, 429, 429):
+        answer = await client.get("/jobs/batch/b?include_progress=1", headers={**known, "Prefer": "wait=5"})
+        assert answer.status == status
+        assert "Preference-Applied" not in answer.headers
+        answer = await client.get("/jobs/batch/b?include_progress=1", headers=known) if status == 429 else answer
+        assert answer.status == status
+    assert read == 2, "nothing is read for who is over the limit"
+    wrong = await client.get("/jobs/batch/b?include_progress=perhaps", headers={"If-None-Match": "*"})
+    assert wrong.status == 422
+
+
 async def test_waiting_for_a_batch_ends_with_its_change_or_its_end(client):
     await create(client, {"id": "a", "batch_id": "b", "close_batch": True}, {"id": "c", "batch_id": "b"})
     etag = (await client.get("/jobs/batch/b")).headers["ETag"]
@@ -199,16 +233,63 @@ async def test_the_first_thousand_jobs_are_shown_and_the_counts_are_of_all(clien
     assert (held["total_jobs"], len(held["jobs"]), held["jobs_truncated"]) == (1005, 1000, True)
 
 
-async def test_500_jobs_are_one_trip_to_redis_and_one_read_of_postgres_for_the_rest(client, redis_url):
-    from redis.asyncio import Redis
+async def calls(redis):
+    """Scripts that Redis has run."""
+    return (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
 
+
+async def test_500_jobs_are_one_trip_to_redis(client, redis_url):
     await create(client, *({"id": f"j{n}"} for n in range(500)))
     ids = {"job_ids": [f"j{n}" for n in range(500)]}
     await body(await client.post("/jobs/status", json=ids))
     async with Redis.from_url(redis_url) as redis:
         costs = []
         for _ in range(5):
-            before = (await redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+            before = await calls(redis)
             assert len((await body(await client.post("/jobs/status", json=ids)))["jobs"]) == 500
-            costs.append((await redis.info("commandstats"))["cmdstat_evalsha"]["calls"] - before)
+            costs.append(await calls(redis) - before)
         assert min(costs) == 1, "others may have asked meanwhile, but not each time"
+
+
+async def test_what_redis_does_not_know_is_one_read_of_postgres_and_is_filled_in_together(
+    client, redis_url, monkeypatch
+):
+    await create(client, *({"id": f"j{n}"} for n in range(498)))
+    ids = [f"j{n}" for n in range(498)]
+    await client.patch("/jobs/j7", json={"status": "PROCESSING"})
+    read = []
+    read_jobs = JobTable.read
+
+    async def noting(self, keys):
+        read.append(len(keys))
+        return await read_jobs(self, keys)
+
+    monkeypatch.setattr(JobTable, "read", noting)
+    async with Redis.from_url(redis_url) as redis:
+        costs = []
+        for _ in range(3):
+            await redis.flushdb()
+            before = await calls(redis)
+            jobs = (await body(await client.post("/jobs/status", json={"job_ids": [*ids, "nope", "x/y"]})))["jobs"]
+            assert [job["job_id"] for job in jobs] == [*ids, "nope", "x/y"]
+            assert [job["status"] for job in jobs] == [*["queued"] * 7, "processing", *["queued"] * 490, None, None]
+            assert read.pop() == 499
+            assert read == []
+
+            async def filled():
+                entries = [entry for entry in await redis.mget(await redis.keys("*status*")) if entry]
+                return len(entries) == 499 and not any(entry.startswith(b"?") for entry in entries)
+
+            await comes_true(filled)
+            costs.append(await calls(redis) - before)
+    assert min(costs) <= 1 + -(-499 // MOST_CHANGES)
+
+
+async def test_many_jobs_are_read_from_postgres_where_redis_is_away(start_web, key):
+    web = await start_web(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+    async with aiohttp.ClientSession(web.url, headers={"X-API-Key": key}) as session:
+        await create(session, {"id": "a"}, {"id": "b"})
+        jobs = (await body(await session.get("/jobs/status?job_ids=b,nope,a,b,batch/x")))["jobs"]
+        assert [(job["job_id"], job["status"]) for job in jobs] == [
+            ("b", "queued"), ("nope", None), ("a", "queued"), ("b", "queued"), ("batch/x", None),
+        ]  # fmt: skip

@@ -1,9 +1,11 @@
 """`Prefer: wait`: a poll that is held until there is something to say, and costs next to nothing until then."""
 
 import asyncio
+import contextlib
 import re
 import statistics
 import time
+from unittest.mock import AsyncMock
 
 import aiohttp
 import pytest
@@ -11,10 +13,15 @@ from redis.asyncio import Redis
 
 import service.hub
 from service.embedded import free_port
+from service.errors import Unavailable
+from service.hub import Hub
 from service.identity import READ, WRITE
 from service.limiting.limiter import Limiter
 from service.polling.operation import Waiting
+from service.status_reader import StatusReader
 from service.stores.event_channel import EventChannel
+from service.stores.key_memory import BELIEVED_s, KeyMemory
+from service.stores.key_table import KeyTable
 from tests.conftest import make_key
 from tests.sse_reader import RawReader, comes_true
 
@@ -45,11 +52,17 @@ def wait(seconds, etag=None):
     return {"Prefer": f"wait={seconds}", **({"If-None-Match": etag} if etag else {})}
 
 
-def waiter(client, job_id, seconds=30, etag=None, path="/jobs/{}"):
+def left(headers):
+    """Places of the limit."""
+    return int(re.search(r"r=(\d+)", headers["RateLimit"])[1])
+
+
+def waiter(client, job_id, seconds=30, etag=None, path="/jobs/{}", key=None):
     """A poll that waits, as a task; ends with (status, headers, body)."""
+    headers = wait(seconds, etag) | ({"X-API-Key": key} if key else {})
 
     async def poll():
-        async with client.get(path.format(job_id), headers=wait(seconds, etag)) as answer:
+        async with client.get(path.format(job_id), headers=headers) as answer:
             return answer.status, answer.headers, await answer.json() if answer.status != 304 else None
 
     return asyncio.create_task(poll())
@@ -64,23 +77,9 @@ def session(url, key):
     return aiohttp.ClientSession(url, headers={"X-API-Key": key}, connector=aiohttp.TCPConnector(limit=0))
 
 
-@pytest.fixture(autouse=True)  # before `client`
-def inside(monkeypatch):
-    """The parts of the service in this process by their class, once `client` has built it."""
-    parts = {}
-
-    def noting(kind):
-        build = kind.__init__
-
-        def built(self, *args, **options):
-            parts[kind] = self
-            build(self, *args, **options)
-
-        monkeypatch.setattr(kind, "__init__", built)
-
-    for kind in (Waiting, EventChannel):
-        noting(kind)
-    return parts
+@pytest.fixture(autouse=True)
+def from_the_inside(inside):
+    """Before `client`."""
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +132,26 @@ async def test_without_a_version_it_waits_for_the_end(client, held):
     assert headers["Preference-Applied"] == "wait=30"
     assert headers["ETag"] == await etag_of(client, "end")
     await held(0)
+
+
+async def test_who_waits_for_the_end_sleeps_through_everything_else(client, held, monkeypatch):
+    monkeypatch.setattr(Hub, "_reconcile", AsyncMock())
+    looks = []
+    read = StatusReader.read
+
+    async def noting(self, *key):
+        looks.append(key)
+        return await read(self, *key)
+
+    monkeypatch.setattr(StatusReader, "read", noting)
+    await create(client, "sleeps")
+    waiting = waiter(client, "sleeps")
+    await held(1)
+    for percentage in range(5):
+        await report(client, "sleeps", status="PROCESSING", progress={"percentage": percentage})
+    await report(client, "sleeps", status="COMPLETED")
+    assert (await ended(waiting))[2]["status"] == "COMPLETED"
+    assert len(looks) == 2, "on arrival, and at the end"
 
 
 async def test_every_end_is_an_end(client, held):
@@ -201,24 +220,67 @@ async def test_a_finished_job_that_is_known_is_waited_for_too(client):
     assert (await ended(waiting))[2]["status"] == "queued"
 
 
-async def test_a_wait_of_nothing_is_a_poll(client, clock):
+async def test_a_wait_of_nothing_is_a_poll(client, clock, inside):
     await create(client, "nothing")
+    etag = await etag_of(client, "nothing")
     started = clock()
     status, headers, _ = await ended(waiter(client, "nothing", 0))
     assert (status, headers["Preference-Applied"]) == (200, "wait=0")
-    assert clock() - started < 1
+    before = left(headers)
+    status, headers, _ = await ended(waiter(client, "nothing", 0, etag))
+    assert (status, headers["Preference-Applied"]) == (304, "wait=0")
+    assert left((await client.get("/jobs/nothing")).headers) == before - 1, "a 304 takes no place"
+    assert clock() - started < 5
+    assert not inside[EventChannel]._topics, "nothing is waited for"
 
 
-async def test_the_preference_is_read_as_rfc_7240_says(client, held):
+async def test_a_wait_ends_with_the_state_of_its_end_not_of_its_beginning(client, held, inside, monkeypatch):
+    """Progress wakes nobody who waits for the end, and a message may be lost: what was read on arrival is old."""
+    monkeypatch.setattr(Hub, "_reconcile", AsyncMock())
+    await create(client, "old")
+    waiting = waiter(client, "old", 1)
+    deaf = waiter(client, "old", 1, await etag_of(client, "old"))
+    await held(2)
+    await comes_true(lambda: [waker.version for waker in inside[Waiting]._held] == [1, 1])
+    inside[EventChannel].on_message = lambda topic, message: None
+    await report(client, "old", status="PROCESSING")
+    for each in (waiting, deaf):
+        status, _, body = await ended(each)
+        assert (status, body["status"], body["version"]) == (200, "PROCESSING", 2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "applied"),
+    [
+        (["wait=3600"], 30),
+        (["wait=" + "9" * 7000], 30),
+        (["wait=0000000007"], 7),
+        (["wait=" + "0" * 7000 + "7"], 7),
+        (['wait="7"'], 7),
+        (["Wait=7"], 7),
+        (["WAIT = 7"], 7),
+        (["wait\t=\t7"], 7),
+        (['wait = "7" ; foo = bar'], 7),
+        (["Wait=7;foo=bar"], 7),
+        (["respond-async, wait=7"], 7),
+        ([", ,wait=7,"], 7),
+        (["return=minimal", "wait=7"], 7),
+        (["wait=7, wait=9"], 7),
+        (["wait=7", "wait=9"], 7),
+        (['note="a, wait=9", wait=7'], 7),
+        (['note="say \\", wait=9", wait=7'], 7),
+        (['note="never closed', "wait=7"], 7),
+        (["foo;wait=9, wait=7"], 7),
+    ],
+    ids=lambda lines: str(lines)[:20],
+)
+async def test_the_preference_is_read_as_rfc_7240_says(client, held, lines, applied):
     await create(client, "read")
-    said = {
-        "wait=3600": "wait=30", "wait=99999999999999999999": "wait=30", "respond-async, wait=7": "wait=7",
-        "Wait=7;foo=bar": "wait=7", "wait = 7": "wait=7",
-    }  # fmt: skip
-    polling = [asyncio.create_task(client.get("/jobs/read", headers={"Prefer": prefer})) for prefer in said]
-    await held(len(said))
+    headers = [("Prefer", line) for line in lines]
+    polling = asyncio.create_task(client.get("/jobs/read", headers=headers))
+    await held(1)
     await report(client, "read", status="COMPLETED")
-    assert [(await ended(each)).headers["Preference-Applied"] for each in polling] == list(said.values())
+    assert (await ended(polling)).headers["Preference-Applied"] == f"wait={applied}"
 
 
 async def test_a_preference_that_makes_no_sense_is_none(client, clock):
@@ -228,14 +290,25 @@ async def test_a_preference_that_makes_no_sense_is_none(client, clock):
         "",
         "wait",
         "wait=",
+        'wait=""',
         "wait=x",
         "wait=-1",
+        "wait=+1",
         "wait=1.5",
+        "wait=1_0",
         "wait=²",
+        "wait=٣",
+        'wait="5',
+        'wait=5"',
+        "wait=5 6",
+        "wait=x, wait=9",  # only the first instance of a preference counts
         "return=minimal",
         "wait=10s",
         ";,=,",
         "waits=9",
+        "foo;wait=9",
+        'foo="wait=9, wait=9',
+        '"wait"=9',
     ):
         async with client.get("/jobs/sense", headers={"Prefer": prefer}) as answer:
             assert answer.status == 200, prefer
@@ -263,9 +336,6 @@ async def test_a_job_deleted_meanwhile_is_404(client, held):
 
 
 async def test_a_wait_takes_one_place_and_takes_it_on_arrival(client, redis):
-    def left(headers):
-        return int(re.search(r"r=(\d+)", headers["RateLimit"])[1])
-
     await create(client, "place")
     async with client.get("/jobs/place") as polled:
         etag, before = polled.headers["ETag"], left(polled.headers)
@@ -281,6 +351,85 @@ async def test_a_wait_takes_one_place_and_takes_it_on_arrival(client, redis):
     status, headers, _ = await ended(unchanged)
     assert status == 304
     assert left(headers) < before + 2
+
+
+@pytest.mark.parametrize("prefer", ["respond-async", "return=minimal, wait=x", "wait=0"])
+async def test_who_prefers_anything_else_than_a_wait_takes_no_place_with_a_304(client, prefer):
+    await create(client, "free")
+    async with client.get("/jobs/free") as polled:
+        etag, before = polled.headers["ETag"], left(polled.headers)
+    for _ in range(3):
+        async with client.get("/jobs/free", headers={"Prefer": prefer, "If-None-Match": etag}) as unchanged:
+            assert (unchanged.status, "RateLimit" in unchanged.headers) == (304, False)
+    async with client.get("/jobs/free") as polled:
+        assert left(polled.headers) == before - 1
+
+
+# Whose key ends
+
+
+async def test_a_wait_ends_with_its_key(client, database, held, sql, clock):
+    mine, theirs = [await make_key(database, "acme", scopes, UNLIMITED) for scopes in ((READ,), (WRITE, READ))]
+    expiring = await make_key(database, "acme", (READ, "admin"))
+    await create(client, "ending")
+    await client.post("/jobs", json={"id": "in-batch", "type": "x", "batch_id": "ending"})
+    addresses = ["/jobs/{}"] * 20 + ["/jobs/{}/status"] * 20 + ["/jobs/batch/{}"] * 2
+    revoked = [waiter(client, "ending", path=path, key=mine) for path in addresses]
+    expired = waiter(client, "ending", key=expiring)
+    others = waiter(client, "ending", key=theirs)
+    await held(len(addresses) + 2)
+    started = clock()
+    await sql.execute("update keys set revoked_at = clock_timestamp() where scopes = '{jobs:read}'")
+    await sql.execute("update keys set expires_at = clock_timestamp() where scopes @> '{admin}'")
+    for each in [*revoked, expired]:
+        status, headers, body = await ended(each)
+        assert (status, body["details"]["error_type"]) == (401, "unauthorized")
+        assert "WWW-Authenticate" in headers
+    assert "RateLimit" in headers, "its place stays taken"
+    assert clock() - started < 4
+    await held(1)
+    await report(client, "ending", status="COMPLETED")
+    assert (await ended(others))[0] == 200
+
+
+async def test_a_key_that_ends_before_its_wait_is_held_is_refused(client, database, sql, inside, monkeypatch):
+    """Between the door and the wait the place is taken, and the key may be forgotten: nobody would tell the wait."""
+    await create(client, "between")
+    ending = await make_key(database, "acme", (READ,))
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    take = Limiter.take
+
+    async def paused(self, *args):
+        reached.set()
+        await go_on.wait()
+        return await take(self, *args)
+
+    monkeypatch.setattr(Limiter, "take", paused)
+    waiting = waiter(client, "between", key=ending)
+    await reached.wait()
+    await sql.execute("update keys set revoked_at = clock_timestamp() where scopes = '{jobs:read}'")
+    await inside[KeyMemory].tick()
+    go_on.set()
+    assert (await ended(waiting))[0] == 401
+
+
+async def test_a_key_of_which_nobody_can_say_whether_it_is_valid_gets_503_and_not_401(
+    client, database, held, inside, monkeypatch
+):
+    await create(client, "unsure")
+    waiting = waiter(client, "unsure", key=await make_key(database, "acme", (READ,)))
+    await held(1)
+
+    async def away(self, hashes):
+        raise Unavailable()
+
+    monkeypatch.setattr(KeyTable, "still_valid", away)
+    monkeypatch.setattr(inside[KeyMemory], "_clock", lambda: time.monotonic() + BELIEVED_s)
+    with contextlib.suppress(Unavailable):
+        await inside[KeyMemory].tick()
+    inside[KeyMemory]._forget(inside[KeyMemory]._not_believed())
+    status, _, body = await ended(waiting)
+    assert (status, body["details"]["error_type"]) == (503, "unavailable")
 
 
 # How soon, and what it costs

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 from schemas.requests import HistoryQuerySchema, NothingSchema
 from schemas.shapes import reduced, rfc3339
 from service.identity import Caller
-from service.polling.operation import LONGEST_WAIT_s, ResultReader, Waiting, Waker
+from service.polling.operation import ResultReader, Waiting, Waker
 from service.requests import PREFER, job_id_of, none_match, on_hangup, query, wait_preference
 from service.status_reader import StatusReader
 from service.stores.ready import ReadyAnswer
@@ -76,15 +76,23 @@ class Polling:
         """The job, and how many seconds the client let us wait for it (None: it did not)."""
         _refuse_query(request)
         job_id = job_id_of(request)
-        if PREFER in request.headers and (wait_s := wait_preference(request, LONGEST_WAIT_s)) is not None:
-            conditional = hdrs.IF_NONE_MATCH in request.headers
-            waker = Waker(is_known=partial(none_match, request) if conditional else None)
-            on_hangup(request, waker.give_up)
-            return await self._waiting.read(caller.account_id, job_id, waker, wait_s), wait_s
-        return await self._reader.read(caller.account_id, job_id), None
+        wait_s = wait_preference(request) if PREFER in request.headers else None
+        if wait_s:
+            answer = await self._waiting.read(caller.account_id, job_id, waker_of(request, caller), wait_s)
+        else:
+            answer = await self._reader.read(caller.account_id, job_id)
+        return answer, wait_s
 
     def _respond(self, request: web.Request, answer: ReadyAnswer, body: bytes, waited_s: int | None) -> web.Response:
         return respond(request, answer, body, waited_s=waited_s, may_be_stale=self._reader.may_be_stale)
+
+
+def waker_of(request: web.Request, caller: Caller) -> Waker:
+    """What wakes a poll that waits: a change of what the client has, or the end, or the client's own going."""
+    conditional = hdrs.IF_NONE_MATCH in request.headers
+    waker = Waker(caller.key_id, is_known=partial(none_match, request) if conditional else None)
+    on_hangup(request, waker.give_up)
+    return waker
 
 
 def respond(

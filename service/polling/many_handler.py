@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
 import orjson
 from aiohttp import hdrs, web
 
-from schemas.requests import BatchQuerySchema, JobIdsSchema, ManyQuerySchema, NothingSchema
+from schemas.requests import TRUE_IN_QUERY, BatchQuerySchema, JobIdsSchema, ManyQuerySchema, NothingSchema
 from service.errors import JobwireError
 from service.identity import Caller
-from service.polling.handler import JSON_HEADERS, respond
+from service.polling.handler import JSON_HEADERS, respond, waker_of
 from service.polling.many_operation import BatchReader
-from service.polling.operation import LONGEST_WAIT_s, Waiting, Waker
-from service.requests import (
-    PREFER,
-    batch_id_of,
-    checked,
-    json_body,
-    none_match,
-    on_hangup,
-    query,
-    wait_preference,
-)
+from service.polling.operation import Waiting
+from service.requests import PREFER, batch_id_of, checked, json_body, query, wait_preference
 from service.status_reader import StatusReader
 from service.stores.ready import ReadyAnswer
 
@@ -58,19 +48,23 @@ class PollingMany:
         if asked["include_progress"]:
             answer = await self._batches.read_with_progress(caller.account_id, batch_id)
             return _without_validator(answer)
-        wait_s = wait_preference(request, LONGEST_WAIT_s) if PREFER in request.headers else None
-        if wait_s is None:
-            answer = await self._batches.read(caller.account_id, batch_id)
-        else:
-            waker = Waker(is_known=partial(none_match, request) if hdrs.IF_NONE_MATCH in request.headers else None)
-            on_hangup(request, waker.give_up)
+        wait_s = wait_preference(request) if PREFER in request.headers else None
+        if wait_s:
+            waker = waker_of(request, caller)
             answer = await self._batches.wait(self._waiting, caller.account_id, batch_id, waker, wait_s)
+        else:
+            answer = await self._batches.read(caller.account_id, batch_id)
         return respond(request, answer, answer.shape_a, waited_s=wait_s, may_be_stale=self._reader.may_be_stale)
 
     async def _statuses(self, caller: Caller, job_ids: list[str], include_progress: bool) -> web.Response:
         found = await self._reader.read_many(caller.account_id, job_ids)
         jobs = [_line(job_id, job, include_progress) for job_id, job in zip(job_ids, found, strict=True)]
         return web.Response(body=orjson.dumps({"jobs": jobs}), headers=JSON_HEADERS.copy())
+
+
+def batch_has_validator(request: web.Request) -> bool:
+    """Whether this reading of a batch has an ETag: progress moves without it."""
+    return request.query.get("include_progress") not in TRUE_IN_QUERY
 
 
 def _line(job_id: str, job: ReadyAnswer | JobwireError, include_progress: bool) -> dict[str, Any]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import orjson
 
-from service.errors import NoResult, NotFinished, ResultNotFound
+from service.errors import NoResult, NotFinished, ResultNotFound, Unauthorized
 from service.hub import Hub
 from service.job import COMPLETED, FINISHED
 from service.status_reader import StatusReader
 from service.stores.event_channel import DELETED, Notice
 from service.stores.job_table import JobTable, StoredResult
-from service.stores.ready import ReadyAnswer
-
-LONGEST_WAIT_s: Final = 30
+from service.stores.ready import JobKey, ReadyAnswer
 
 
 class ResultReader:
@@ -55,12 +54,19 @@ def _must_be_completed(job_id: str, answer: ReadyAnswer) -> None:
 
 
 class Waker:
-    """A poll that sleeps, woken only by what it waits for: a version that is not known or (None) the end."""
+    """A poll that sleeps, woken only by what it waits for: a version that is not known or (None) the end.
 
-    def __init__(self, *, is_known: Callable[[str], bool] | None) -> None:
+    `over`: it waits no longer. `refused`: its key is no longer valid. `on_doubt` is called when something may have been
+    missed, and ends in `wake` if this is what it waits for.
+    """
+
+    def __init__(self, key_id: str, *, is_known: Callable[[str], bool] | None) -> None:
         """`is_known`: whether the client has the version with this ETag."""
+        self.key_id = key_id
         self.version = 0
-        self.given_up = False
+        self.over = False
+        self.refused = False
+        self.on_doubt: Callable[[], object] = self.wake
         self._is_known = is_known
         self._woken = asyncio.Event()
 
@@ -72,26 +78,34 @@ class Waker:
         """Wakes up for a newer version or, waiting for the end, for a finished one."""
         ends = notice.status in FINISHED or notice.status == DELETED
         if notice.version > self.version and (ends or self._is_known is not None):
-            self._woken.set()
+            self.wake()
 
     def resync(self) -> None:
         """Something may have been missed."""
+        self.on_doubt()
+
+    def wake(self) -> None:
+        """There is something to look at."""
         self._woken.set()
 
     def give_up(self) -> None:
         """The client has hung up, or this process ends."""
-        self.given_up = True
-        self._woken.set()
+        self.over = True
+        self.wake()
 
-    async def sleep(self, until: float) -> bool:
-        """True when woken, False at `until` (the loop's time) and once given up."""
+    def refuse(self) -> None:
+        """The key is no longer valid."""
+        self.refused = True
+        self.wake()
+
+    async def sleep(self, until: float) -> None:
+        """Until woken; at `until` (the loop's time) it is over."""
         try:
             async with asyncio.timeout_at(until):
                 await self._woken.wait()
         except TimeoutError:
-            return False
+            self.over = True
         self._woken.clear()
-        return not self.given_up
 
 
 class Waiting:
@@ -101,29 +115,68 @@ class Waiting:
         self._reader = reader
         self._hub = hub
         self._held: set[Waker] = set()
+        self._in_doubt: dict[JobKey, list[Waker]] = {}
+        self._looks: set[asyncio.Task[None]] = set()
         self._closing = False
 
     def __len__(self) -> int:
         return len(self._held)
 
     async def read(self, account_id: int, job_id: str, waker: Waker, wait_s: int) -> ReadyAnswer:
-        """The job once `waker` is satisfied; after `wait_s`, as it is. Raises what StatusReader.read raises."""
+        """The job once `waker` is satisfied; after `wait_s`, as it is then.
+
+        Raises Unauthorized once the key is no longer valid, beside what StatusReader.read raises.
+        """
         until = asyncio.get_running_loop().time() + wait_s
+        key = (account_id, job_id)
+        waker.on_doubt = partial(self._doubt, key, waker)
         self._held.add(waker)
         if self._closing:
             waker.give_up()
         try:
-            async with self._hub.follow((account_id, job_id), waker):
+            async with self._hub.follow(key, waker):
                 while True:
-                    answer = await self._reader.read(account_id, job_id)
+                    answer = await self._reader.read(*key)
                     waker.version = answer.version
-                    if waker.is_satisfied_by(answer) or not await waker.sleep(until):
+                    if waker.over or waker.is_satisfied_by(answer):
                         return answer
+                    await waker.sleep(until)
+                    if waker.refused:
+                        raise Unauthorized()
         finally:
             self._held.discard(waker)
+
+    def end_of_keys(self, key_ids: Sequence[str]) -> None:
+        """Refuses the polls of keys that are no longer valid."""
+        ended = set(key_ids)
+        for waker in tuple(self._held):
+            if waker.key_id in ended:
+                waker.refuse()
 
     def end_all(self) -> None:
         """Answers every held poll with what there is, now and from now on: this process ends."""
         self._closing = True
         for waker in tuple(self._held):
             waker.give_up()
+
+    def _doubt(self, key: JobKey, waker: Waker) -> None:
+        """Of all whom one turn of the event loop leaves in doubt one looks: a batch has many waiters, many changes."""
+        if key not in self._in_doubt:
+            self._in_doubt[key] = []
+            look = asyncio.get_running_loop().create_task(self._look(key))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+        self._in_doubt[key].append(waker)
+
+    async def _look(self, key: JobKey) -> None:
+        wakers = self._in_doubt.pop(key)
+        try:
+            answer = await self._reader.read(*key)
+        except Exception:  # each meets it by itself
+            for waker in wakers:
+                waker.wake()
+            return
+        for waker in wakers:
+            waker.version = max(waker.version, answer.version)
+            if waker.is_satisfied_by(answer):
+                waker.wake()

@@ -21,11 +21,10 @@ class BatchTable:
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
-    async def read(self, keys: Sequence[tuple[int, str]]) -> list[Batch | None]:
+    async def read(self, keys: Sequence[tuple[int, str]], *, with_progress: bool = False) -> list[Batch | None]:
         """Batches by (account id, batch id), in the order asked; None where there is no such batch."""
-        rows = await self._postgres.fetch(
-            _SQL["read"], [key[0] for key in keys], [key[1] for key in keys], MOST_JOBS_SHOWN
-        )
+        accounts, ids = [key[0] for key in keys], [key[1] for key in keys]
+        rows = await self._postgres.fetch(_SQL["read"], accounts, ids, MOST_JOBS_SHOWN, with_progress)
         return [_batch(row) if row["id"] is not None else None for row in rows]
 
     async def versions(self, keys: Sequence[tuple[int, str]]) -> list[int | None]:
@@ -53,5 +52,10 @@ def _batch(row: asyncpg.Record) -> Batch:
         completed=row["completed"],
         failed=row["failed"],
         cancelled=row["cancelled"],
-        jobs=[BatchJob(*job) for job in orjson.loads(row["jobs"])],
+        jobs=[_batch_job(line) for line in row["jobs"].split("\n")] if row["jobs"] else [],
     )
+
+
+def _batch_job(line: str) -> BatchJob:
+    id, status, type, *percentage = line.split(" ")
+    return BatchJob(id, status, type, *map(orjson.loads, percentage))

@@ -1,13 +1,16 @@
-"""Misses of many readers become one read of Postgres."""
+"""Misses of many readers become one read of Postgres; what is dear to read is read no more often than it must be."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 from service.stores.ready import JobKey, Ready
 
 ReadAll = Callable[[Sequence[JobKey]], Awaitable[list[Ready]]]
+
+APART_s: Final = 0.02
 
 
 class JoinedReads:
@@ -45,8 +48,53 @@ class JoinedReads:
             found = await self._read_all(list(waiting))
         except Exception as error:
             for future in waiting.values():
-                future.set_exception(error)
-                future.exception()  # seen, even where every caller has gone
+                _fail(future, error)
         else:
             for future, ready in zip(waiting.values(), found, strict=True):
                 future.set_result(ready)
+
+
+class SpacedReads:
+    """Of one key no two reads are under way at once, and they begin at least APART_s apart.
+
+    Whoever asks meanwhile shares the next, which is sent after all of them have asked: nobody is told what is older
+    than their question. A key that is asked for rarely is read at once.
+    """
+
+    def __init__(self, reads: JoinedReads) -> None:
+        self._reads = reads
+        self._next: dict[JobKey, asyncio.Future[Ready]] = {}
+        self._served: dict[JobKey, asyncio.Task[None]] = {}
+
+    async def read(self, key: JobKey) -> Ready:
+        """As JoinedReads.read."""
+        asked = self._next.get(key)
+        if asked is None:
+            asked = self._next[key] = asyncio.get_running_loop().create_future()
+            if key not in self._served:
+                self._served[key] = asyncio.get_running_loop().create_task(self._serve(key))
+        return await asyncio.shield(asked)
+
+    async def close(self) -> None:
+        """Waits for the reads in flight."""
+        while self._served:
+            await asyncio.wait(self._served.values())
+
+    async def _serve(self, key: JobKey) -> None:
+        """Until nobody asks any more."""
+        loop = asyncio.get_running_loop()
+        while (asked := self._next.pop(key, None)) is not None:
+            again_at = loop.time() + APART_s
+            try:
+                asked.set_result(await self._reads.read(key))
+            except Exception as error:
+                _fail(asked, error)
+                if (behind := self._next.pop(key, None)) is not None:  # it would wait as long again
+                    _fail(behind, error)
+            await asyncio.sleep(max(0.0, again_at - loop.time()))
+        del self._served[key]
+
+
+def _fail(future: asyncio.Future[Ready], error: Exception) -> None:
+    future.set_exception(error)
+    future.exception()  # seen, even where every caller has gone
