@@ -36,6 +36,7 @@ from service.routes import routes
 from service.settings import Settings
 from service.status_reader import StatusReader
 from service.stores.batch_table import BatchTable
+from service.stores.change_table import ChangeTable
 from service.stores.connections import Postgres
 from service.stores.event_channel import EventChannel
 from service.stores.job_table import JobTable
@@ -50,10 +51,12 @@ from service.stores.status_cache import StatusCache
 from service.stores.status_memory import StatusMemory
 from service.stores.truth import Truth
 from service.streaming.handler import Streaming
+from service.streaming.many_operation import Following
 from service.streaming.operation import Streams
 
 KEYS_CHECKED_EVERY_s: Final = 1.0
 PROCESSES_COUNTED_EVERY_s: Final = 5.0
+CHANGES_FORGOTTEN_EVERY_s: Final = 60.0
 
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
 CORS: Final = web.AppKey("cors", Cors)
@@ -78,7 +81,7 @@ def make_app(settings: Settings) -> web.Application:
     cache = StatusCache(polls, puts, process_token=process)
     memory = StatusMemory(settings.memory_entries, settings.memory_bytes)
     jobs, batches, outbox = JobTable(postgres), BatchTable(postgres), OutboxTable(postgres)
-    truth = Truth(jobs, batches)
+    truth, changes = Truth(jobs, batches), ChangeTable(postgres)
     keys, public = KeyMemory(KeyTable(postgres)), PublicMemory(jobs)
     channel = EventChannel(settings.redis_url)
     limit_log = LimitLog(polls)
@@ -88,7 +91,8 @@ def make_app(settings: Settings) -> web.Application:
     reader = StatusReader(postgres, truth, cache, memory)
 
     # rooms
-    hub = Hub(channel, truth, lambda: cache.life)
+    hub = Hub(channel, truth, changes, lambda: cache.life)
+    postgres.on_identity.append(hub.begin_anew)
     limiter = Limiter(limit_log)
     waiting = Waiting(reader, hub)
     streams = Streams(hub, reader, most_per_key=settings.max_streams_per_key)
@@ -116,7 +120,7 @@ def make_app(settings: Settings) -> web.Application:
             Polling(reader, ResultReader(jobs, reader), waiting),
             PollingMany(reader, BatchReader(batches, reader), waiting),
             Listing(Pages(PageTable(postgres), Cursors(settings.secrets))),
-            Streaming(streams),
+            Streaming(streams, Following(hub, reader, changes)),
             Writing(reporting, STATUS_OF),
             Health(postgres, settings.database_url, cache),
         )
@@ -146,6 +150,7 @@ def make_app(settings: Settings) -> web.Application:
             streams.run(),
             _every(KEYS_CHECKED_EVERY_s, keys.tick),
             _every(PROCESSES_COUNTED_EVERY_s, count_processes),
+            _every(CHANGES_FORGOTTEN_EVERY_s, forget_changes),
         ]
         tasks = [asyncio.create_task(each) for each in work]
         yield
@@ -157,6 +162,10 @@ def make_app(settings: Settings) -> web.Application:
         limiter.tick()
         with suppress(RedisAway):
             limiter.processes = await limit_log.count_processes(process)
+
+    async def forget_changes() -> None:
+        with suppress(Unavailable):
+            await changes.forget()
 
     async def end_what_is_held(app: web.Application) -> None:
         streams.end_all()

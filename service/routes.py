@@ -39,6 +39,8 @@ def routes(
         web.get("/jobs/{job_id}/results", polls(polling.result, free=False)),
         web.get("/jobs/{job_id}/history", reads(polling.history, "bulk")),
         # following
+        web.get("/jobs/events", streams(streaming.events), allow_head=False),
+        web.get("/jobs/batch/{batch_id}/events", streams(streaming.batch_events), allow_head=False),
         web.get("/jobs/{job_id}/events", streams(streaming.job_events, public=True), allow_head=False),
         # reporting
         web.post("/jobs", writes(writing.create)),

@@ -78,6 +78,11 @@ class Waker:
         """Something may have been missed."""
         self._woken.set()
 
+    def reset(self) -> None:
+        """Versions begin anew."""
+        self.version = 0
+        self._woken.set()
+
     def give_up(self) -> None:
         """The client has hung up, or this process ends."""
         self.given_up = True

@@ -1,22 +1,28 @@
-"""The address under which one job is followed."""
+"""The addresses under which jobs are followed by server-sent events."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final
 
 from aiohttp import HttpVersion11, web
 
+from schemas.queries import ManyEventsQuerySchema
 from schemas.requests import EventsQuerySchema
 from service.authentication import LIMIT_HEADERS
 from service.identity import Caller
 from service.job import FINISHED
 from service.middlewares import REQUEST_ID
-from service.requests import job_id_of, on_hangup, query
+from service.requests import batch_id_of, job_id_of, on_hangup, query
+from service.stores.answers import present_notice
 from service.stores.ready import ReadyAnswer
+from service.streaming.filters import Filters
 from service.streaming.frames import Form, retry_line
-from service.streaming.operation import Streams, present_notice
-from service.streaming.stream import JobStream
+from service.streaming.job_stream import JobStream
+from service.streaming.many_operation import Following, Opened
+from service.streaming.many_stream import ManyStream
+from service.streaming.operation import Streams
 
 STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream",
@@ -27,13 +33,17 @@ GONE_FIRST: Final = 204
 """For a reader that hung up before its stream began: nobody receives it."""
 
 _EVENTS_QUERY: Final = EventsQuerySchema()
+_MANY_QUERY: Final = ManyEventsQuerySchema()
+
+Open = Callable[[ManyStream], AbstractAsyncContextManager[Opened | None]]
 
 
 class Streaming:
-    """Server-sent events."""
+    """Server-sent events of one job, of a set, of a batch, of an account."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, following: Following) -> None:
         self._streams = streams
+        self._following = following
 
     async def job_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """GET /jobs/{job_id}/events: the present state, then every change, until the job is finished.
@@ -41,11 +51,10 @@ class Streaming:
         204 for a reader that has the finished state already: that is how EventSource stops.
         """
         key = (caller.account_id, job_id_of(request))
-        known_id = _last_event_id(request)
+        known_id = _last_event_id(request, query(request, _EVENTS_QUERY)["last_event_id"])
         if request.transport is None:
             return web.Response(status=GONE_FIRST)
-        form = Form(chunked=request.version >= HttpVersion11, public=caller.public)
-        stream = JobStream(request.transport, caller.key_id, form)
+        stream = JobStream(request.transport, caller.key_id, _form(request, caller))
         with self._streams.counted(stream):
             # Subscribe, await the acknowledgement, then read: no change falls in between.
             async with self._streams.hub.follow(key, stream):
@@ -58,10 +67,56 @@ class Streaming:
                 except ConnectionError:
                     return web.Response(status=GONE_FIRST)
                 on_hangup(request, stream.end)
-                stream.start(present_notice(key, answer), known=known)
+                stream.begin(present_notice(key, answer), known=known)
                 await self._streams.attend(stream, key)
-            with suppress(ConnectionError):  # the reader has gone first
-                await response.write_eof()
+            await _ended(response)
+        return response
+
+    async def batch_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """GET /jobs/batch/{batch_id}/events: present states, every change, `batch` when it is over."""
+        batch_id = batch_id_of(request)
+        known_id = _last_event_id(request, query(request, _EVENTS_QUERY)["last_event_id"])
+        return await self._many(
+            request,
+            caller,
+            Filters(),
+            lambda stream: self._following.batch(stream, caller.account_id, batch_id, known_id),
+        )
+
+    async def events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """GET /jobs/events: a set of jobs to their end, or what happens in the account from now on."""
+        asked = query(request, _MANY_QUERY)
+        known_id = _last_event_id(request, asked["last_event_id"])
+        filters = Filters(asked["user_id"], frozenset(asked["tags"]), frozenset(asked["status"]))
+        if (job_ids := asked["job_ids"]) is not None:
+            unique = list(dict.fromkeys(job_ids))
+            return await self._many(
+                request,
+                caller,
+                filters,
+                lambda stream: self._following.jobs(stream, caller.account_id, unique, known_id),
+            )
+        return await self._many(
+            request, caller, filters, lambda stream: self._following.feed(stream, caller.account_id, known_id)
+        )
+
+    async def _many(self, request: web.Request, caller: Caller, filters: Filters, open_: Open) -> web.StreamResponse:
+        if request.transport is None:
+            return web.Response(status=GONE_FIRST)
+        form = _form(request, caller)
+        stream = ManyStream(request.transport, caller.key_id, form, filters, self._following.position_id)
+        with self._streams.counted(stream):
+            async with open_(stream) as opened:
+                if opened is None:
+                    return web.Response(status=204)
+                try:
+                    response = await self._begun(request)
+                except ConnectionError:
+                    return web.Response(status=GONE_FIRST)
+                on_hangup(request, stream.end)
+                stream.begin(opened.opening, event_id=opened.event_id, position=opened.position)
+                await opened.attend()
+            await _ended(response)
         return response
 
     async def _begun(self, request: web.Request) -> web.StreamResponse:
@@ -75,10 +130,18 @@ class Streaming:
         return response
 
 
-def _last_event_id(request: web.Request) -> str | None:
+def _form(request: web.Request, caller: Caller) -> Form:
+    return Form(chunked=request.version >= HttpVersion11, public=caller.public)
+
+
+async def _ended(response: web.StreamResponse) -> None:
+    with suppress(ConnectionError):  # the reader has gone first
+        await response.write_eof()
+
+
+def _last_event_id(request: web.Request, asked: str | None) -> str | None:
     """The header, which EventSource sends by itself, or the parameter, for those who cannot set headers."""
-    asked = query(request, _EVENTS_QUERY)
-    return request.headers.get("Last-Event-ID") or asked["last_event_id"]
+    return request.headers.get("Last-Event-ID") or asked
 
 
 def _event_id(answer: ReadyAnswer) -> str:
