@@ -86,6 +86,7 @@ class ManyEventsQuerySchema(Schema):
     user_id = Text(longest=256, shortest=1, load_default=None)
     tags = Tags(load_default=())
     last_event_id = fields.String(load_default=None)
+    ticket = fields.String(load_default=None)
 
 
 def _types(job_type: str | None, operation: str | None) -> tuple[str, ...] | None:

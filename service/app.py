@@ -49,14 +49,18 @@ from service.stores.public_memory import PublicMemory
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import StatusCache
 from service.stores.status_memory import StatusMemory
+from service.stores.ticket_table import TicketTable
 from service.stores.truth import Truth
-from service.streaming.handler import Streaming
+from service.streaming.handler import Streaming, tell_in_stream
 from service.streaming.many_operation import Following
 from service.streaming.operation import Streams
+from service.streaming.socket_handler import Sockets
+from service.streaming.ticket_operation import TicketOffice
+from service.tickets import Tickets
 
 KEYS_CHECKED_EVERY_s: Final = 1.0
 PROCESSES_COUNTED_EVERY_s: Final = 5.0
-CHANGES_FORGOTTEN_EVERY_s: Final = 60.0
+FORGOTTEN_EVERY_s: Final = 60.0
 
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
 CORS: Final = web.AppKey("cors", Cors)
@@ -82,6 +86,7 @@ def make_app(settings: Settings) -> web.Application:
     memory = StatusMemory(settings.memory_entries, settings.memory_bytes)
     jobs, batches, outbox = JobTable(postgres), BatchTable(postgres), OutboxTable(postgres)
     truth, changes = Truth(jobs, batches), ChangeTable(postgres)
+    ticket_sets = TicketTable(postgres)
     keys, public = KeyMemory(KeyTable(postgres)), PublicMemory(jobs)
     channel = EventChannel(settings.redis_url)
     limit_log = LimitLog(polls)
@@ -95,6 +100,7 @@ def make_app(settings: Settings) -> web.Application:
     postgres.on_identity.append(hub.begin_anew)
     limiter = Limiter(limit_log)
     waiting = Waiting(reader, hub)
+    tickets = Tickets(settings.secrets)
     streams = Streams(hub, reader, most_per_key=settings.max_streams_per_key)
     keys.forgotten.append(streams.end_of_keys)
     announcer = Announcer(cache, memory, outbox)
@@ -116,11 +122,12 @@ def make_app(settings: Settings) -> web.Application:
         app.on_response_prepare.append(cors.mark_response)
     app.add_routes(
         routes(
-            Door(keys, public, limiter, networks(settings.trusted_proxies)),
+            Door(keys, public, limiter, networks(settings.trusted_proxies), tickets, tell_in_stream),
             Polling(reader, ResultReader(jobs, reader), waiting),
             PollingMany(reader, BatchReader(batches, reader), waiting),
             Listing(Pages(PageTable(postgres), Cursors(settings.secrets))),
-            Streaming(streams, Following(hub, reader, changes)),
+            Streaming(streams, Following(hub, reader, changes), TicketOffice(tickets, ticket_sets, reader)),
+            Sockets(streams),
             Writing(reporting, STATUS_OF),
             Health(postgres, settings.database_url, cache),
         )
@@ -150,7 +157,7 @@ def make_app(settings: Settings) -> web.Application:
             streams.run(),
             _every(KEYS_CHECKED_EVERY_s, keys.tick),
             _every(PROCESSES_COUNTED_EVERY_s, count_processes),
-            _every(CHANGES_FORGOTTEN_EVERY_s, forget_changes),
+            _every(FORGOTTEN_EVERY_s, forget),
         ]
         tasks = [asyncio.create_task(each) for each in work]
         yield
@@ -163,9 +170,10 @@ def make_app(settings: Settings) -> web.Application:
         with suppress(RedisAway):
             limiter.processes = await limit_log.count_processes(process)
 
-    async def forget_changes() -> None:
+    async def forget() -> None:
         with suppress(Unavailable):
             await changes.forget()
+            await ticket_sets.forget()
 
     async def end_what_is_held(app: web.Application) -> None:
         streams.end_all()

@@ -99,7 +99,7 @@ class _Topic:
 
 
 class Hub:
-    """Subscribe, await the acknowledgement, then read: `follow` and `listen` do the first two, their caller reads inside.
+    """Subscribe, await the acknowledgement, then read: `follow` and `listen` do the first two, who calls reads inside.
 
     `position`: what was committed before it was told to everyone who follows; None while nobody does.
     """

@@ -11,6 +11,7 @@ from service.polling.handler import Polling
 from service.polling.many_handler import PollingMany
 from service.reporting.handler import Writing
 from service.streaming.handler import Streaming
+from service.streaming.socket_handler import Sockets
 
 
 def routes(
@@ -19,6 +20,7 @@ def routes(
     many: PollingMany,
     listing: Listing,
     streaming: Streaming,
+    sockets: Sockets,
     writing: Writing,
     health: Health,
 ) -> list[web.RouteDef]:
@@ -34,11 +36,15 @@ def routes(
         web.post("/jobs/status", reads(many.statuses_of_body, "bulk")),
         web.get("/jobs/batch/{batch_id}", polls(many.batch, policy="bulk")),
         web.get("/jobs/{job_id}", polls(polling.job, public=True)),
-        web.get("/jobs/{job_id}/status", polls(polling.status, public=True)),
+        web.get(
+            "/jobs/{job_id}/status",
+            door.upgrades(streams(sockets.job_status, public=True), otherwise=polls(polling.status, public=True)),
+        ),
         web.get("/jobs/{job_id}/result", polls(polling.result, free=False)),
         web.get("/jobs/{job_id}/results", polls(polling.result, free=False)),
         web.get("/jobs/{job_id}/history", reads(polling.history, "bulk")),
         # following
+        web.post("/tickets", reads(streaming.ticket, "write")),
         web.get("/jobs/events", streams(streaming.events), allow_head=False),
         web.get("/jobs/batch/{batch_id}/events", streams(streaming.batch_events), allow_head=False),
         web.get("/jobs/{job_id}/events", streams(streaming.job_events, public=True), allow_head=False),

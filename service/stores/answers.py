@@ -8,7 +8,7 @@ from typing import Final
 
 import orjson
 
-from schemas.shapes import batch_shape, shape_a, shape_b
+from schemas.shapes import batch_shape, shape_a, shape_b_of
 from service.batch import Batch
 from service.job import Job, epoch_ms
 from service.stores.event_channel import BATCH_CHANGED, DELETED, Notice
@@ -22,13 +22,14 @@ LATEST_RETRY_s: Final = 10
 
 def ready_answer(job: Job) -> ReadyAnswer:
     """Both shapes of a job as bytes, with its ETag and headers."""
+    shape = shape_a(job)
     return ReadyAnswer(
         version=job.version,
         changed_ms=epoch_ms(job.changed_at),
         status=job.status,
         retry_after_s=None if job.finished else _pace(job),
-        shape_a=orjson.dumps(shape_a(job)),
-        shape_b=orjson.dumps(shape_b(job)),
+        shape_a=orjson.dumps(shape),
+        shape_b=orjson.dumps(shape_b_of(shape)),
     )
 
 

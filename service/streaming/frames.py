@@ -11,8 +11,8 @@ import orjson
 from schemas.shapes import reduced
 from service.stores.event_channel import DELETED, Notice
 
-COMMENT: Final = b":\n\n"
-"""Says that the line is alive."""
+COMMENT: Final = b":\n"
+"""Says that the line is alive. No blank line: some readers take one for an event once they have seen an id."""
 
 
 @dataclass(frozen=True, slots=True)

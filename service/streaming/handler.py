@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from random import randint
 from typing import Final
 
+import orjson
 from aiohttp import HttpVersion11, web
 
 from schemas.queries import ManyEventsQuerySchema
-from schemas.requests import EventsQuerySchema
+from schemas.requests import EventsQuerySchema, TicketSchema
+from schemas.shapes import rfc3339
 from service.authentication import LIMIT_HEADERS
+from service.errors import Forbidden, JobwireError
 from service.identity import Caller
 from service.job import FINISHED
 from service.middlewares import REQUEST_ID
-from service.requests import batch_id_of, job_id_of, on_hangup, query
+from service.requests import batch_id_of, checked, job_id_of, json_body, on_hangup, query
 from service.stores.answers import present_notice
 from service.stores.ready import ReadyAnswer
 from service.streaming.filters import Filters
-from service.streaming.frames import Form, retry_line
+from service.streaming.frames import Form, problem_event, retry_line
 from service.streaming.job_stream import JobStream
 from service.streaming.many_operation import Following, Opened
 from service.streaming.many_stream import ManyStream
 from service.streaming.operation import Streams
+from service.streaming.ticket_operation import TicketOffice, must_open, narrowed
 
 STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream",
@@ -34,6 +39,7 @@ GONE_FIRST: Final = 204
 
 _EVENTS_QUERY: Final = EventsQuerySchema()
 _MANY_QUERY: Final = ManyEventsQuerySchema()
+_TICKET: Final = TicketSchema()
 
 Open = Callable[[ManyStream], AbstractAsyncContextManager[Opened | None]]
 
@@ -41,9 +47,10 @@ Open = Callable[[ManyStream], AbstractAsyncContextManager[Opened | None]]
 class Streaming:
     """Server-sent events of one job, of a set, of a batch, of an account."""
 
-    def __init__(self, streams: Streams, following: Following) -> None:
+    def __init__(self, streams: Streams, following: Following, office: TicketOffice) -> None:
         self._streams = streams
         self._following = following
+        self._office = office
 
     async def job_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """GET /jobs/{job_id}/events: the present state, then every change, until the job is finished.
@@ -51,6 +58,7 @@ class Streaming:
         204 for a reader that has the finished state already: that is how EventSource stops.
         """
         key = (caller.account_id, job_id_of(request))
+        must_open(caller, "job", key[1])
         known_id = _last_event_id(request, query(request, _EVENTS_QUERY)["last_event_id"])
         if request.transport is None:
             return web.Response(status=GONE_FIRST)
@@ -75,6 +83,7 @@ class Streaming:
     async def batch_events(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """GET /jobs/batch/{batch_id}/events: present states, every change, `batch` when it is over."""
         batch_id = batch_id_of(request)
+        must_open(caller, "batch", batch_id)
         known_id = _last_event_id(request, query(request, _EVENTS_QUERY)["last_event_id"])
         return await self._many(
             request,
@@ -87,18 +96,38 @@ class Streaming:
         """GET /jobs/events: a set of jobs to their end, or what happens in the account from now on."""
         asked = query(request, _MANY_QUERY)
         known_id = _last_event_id(request, asked["last_event_id"])
-        filters = Filters(asked["user_id"], frozenset(asked["tags"]), frozenset(asked["status"]))
-        if (job_ids := asked["job_ids"]) is not None:
-            unique = list(dict.fromkeys(job_ids))
-            return await self._many(
-                request,
-                caller,
-                filters,
-                lambda stream: self._following.jobs(stream, caller.account_id, unique, known_id),
-            )
-        return await self._many(
-            request, caller, filters, lambda stream: self._following.feed(stream, caller.account_id, known_id)
+        job_ids = await self._set_of(caller, asked["job_ids"])
+        wanted = Filters(asked["user_id"], frozenset(asked["tags"]), frozenset(asked["status"]))
+        filters = narrowed(caller, wanted, of_set=job_ids is not None)
+
+        def open_(stream: ManyStream) -> AbstractAsyncContextManager[Opened | None]:
+            if job_ids is None:
+                return self._following.feed(stream, caller.account_id, known_id)
+            return self._following.jobs(stream, caller.account_id, job_ids, known_id)
+
+        return await self._many(request, caller, filters, open_)
+
+    async def ticket(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """POST /tickets: the right to follow one thing for at most 15 minutes, for those who cannot send a key."""
+        asked = checked(_TICKET, await json_body(request))
+        ttl_s = asked.pop("ttl")
+        ticket, expires_at = await self._office.issue(caller, asked, ttl_s)
+        body = {"ticket": ticket, "expires_at": rfc3339(expires_at)}
+        return web.Response(
+            body=orjson.dumps(body),
+            content_type="application/json",
+            charset="utf-8",
+            headers={"Cache-Control": "no-store"},
         )
+
+    async def _set_of(self, caller: Caller, asked: list[str] | None) -> list[str] | None:
+        """The jobs of the caller's ticket, or of these those that are asked for; of a key what is asked for."""
+        opened = await self._office.set_of(caller)
+        if opened is None or asked is None:
+            return opened if asked is None else list(dict.fromkeys(asked))
+        if not set(asked) <= set(opened):
+            raise Forbidden("This ticket does not open all of these jobs: ask for another at POST /tickets")
+        return list(dict.fromkeys(asked))
 
     async def _many(self, request: web.Request, caller: Caller, filters: Filters, open_: Open) -> web.StreamResponse:
         if request.transport is None:
@@ -146,3 +175,12 @@ def _last_event_id(request: web.Request, asked: str | None) -> str | None:
 
 def _event_id(answer: ReadyAnswer) -> str:
     return answer.etag.strip('"')
+
+
+async def tell_in_stream(request: web.Request, error: JobwireError) -> web.StreamResponse:
+    """A refusal that passes, as a stream that says when to come back: on 429 and 503 EventSource gives up for good."""
+    if request.writer.output_size:  # a stream has begun
+        raise error
+    wait_s = int(error.headers.get("Retry-After", "2"))
+    text = b"retry: %d\n%b" % (wait_s * 1000 + randint(0, 3000), problem_event(error.error_type, error.detail))  # noqa: S311
+    return web.Response(body=text, headers=STREAM_HEADERS)

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -17,13 +17,24 @@ from service.stores.answers import deletion_notice, present_notice
 from service.stores.ready import JobKey
 from service.streaming.frames import problem_event
 from service.streaming.job_stream import JobStream
-from service.streaming.stream import Stream
 
 TICK_EVERY_s: Final = 0.25
 LAST_WORDS_s: Final = 1.0
 """How long a process that ends waits for its readers to take the end of their streams."""
 
 _log = structlog.get_logger(__name__)
+
+
+class Open(Protocol):
+    """A stream of events, or a WebSocket."""
+
+    key_id: str
+
+    def tick(self, now: float) -> None:
+        """Looks after itself; `now` is the loop's time."""
+
+    def end(self, last_words: bytes = b"", *, within_s: float | None = None) -> None:
+        """Ends cleanly, with an event that says why."""
 
 
 class Streams:
@@ -33,7 +44,7 @@ class Streams:
         self.hub = hub
         self.reader = reader
         self._most_per_key = most_per_key
-        self._open: set[Stream] = set()
+        self._open: set[Open] = set()
         self._per_key: Counter[str] = Counter()
         self._closing = False
 
@@ -41,7 +52,7 @@ class Streams:
         return len(self._open)
 
     @contextmanager
-    def counted(self, stream: Stream) -> Iterator[None]:
+    def counted(self, stream: Open) -> Iterator[None]:
         """`stream` is open while inside. Raises TooManyStreams, and Unavailable while the process ends."""
         if self._closing:
             raise Unavailable("This process is ending; another one takes over.")
