@@ -1,4 +1,7 @@
-"""Fields that hold what Postgres and every client can hold: no NUL, no lone surrogates, no number beyond 64 bits."""
+"""Fields that hold what Postgres and every client can hold: no NUL, no lone surrogates, no number beyond 64 bits.
+
+`json_schema` of a field says for the API document what its type and validators do not say by themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import ValidationError, fields, validate
 
@@ -40,6 +43,8 @@ class Bytes4KiB(Text):
 
 class WebAddress(fields.Url):
     """An http or https address that one line of text can hold."""
+
+    json_schema: ClassVar = {"format": "uri"}
 
     def __init__(self, *, longest: int, **options: Any) -> None:
         super().__init__(schemes={"http", "https"}, require_tld=False, **options)
@@ -79,6 +84,7 @@ class Digits(fields.Field[int]):
     def __init__(self, *, least: int, most: int, **options: Any) -> None:
         super().__init__(**options)
         self.least, self.most = least, most
+        self.json_schema = {"type": "integer", "minimum": least, "maximum": most}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
         plain = value.isascii() and value.isdigit() and len(value) <= 10
@@ -93,6 +99,8 @@ class Instant(fields.Field[datetime]):
     A `+` that arrived as a space is understood. What is finer than a microsecond is cut off or, with `round_up`,
     rounded up: either way no stored time (whole milliseconds) changes sides of the bound.
     """
+
+    json_schema: ClassVar = {"type": "string", "format": "date-time"}
 
     def __init__(self, *, round_up: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -111,6 +119,8 @@ class Instant(fields.Field[datetime]):
 class Percentage(fields.Field[float | int]):
     """A number from 0 to 100. Whole numbers stay whole."""
 
+    json_schema: ClassVar = {"type": "number", "minimum": 0, "maximum": 100}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float | int:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
             raise ValidationError("Must be a number from 0 to 100.")
@@ -120,6 +130,8 @@ class Percentage(fields.Field[float | int]):
 class Flag(fields.Field[bool]):
     """true or false and nothing that resembles them."""
 
+    json_schema: ClassVar = {"type": "boolean"}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         if not isinstance(value, bool):
             raise ValidationError("Must be true or false.")
@@ -128,6 +140,8 @@ class Flag(fields.Field[bool]):
 
 class FreeObject(fields.Field[dict[str, Any]]):
     """A JSON object of the caller's own, at most `most_bytes` long as `json.dumps` writes it."""
+
+    json_schema: ClassVar = {"type": "object", "additionalProperties": True}
 
     def __init__(self, *, most_bytes: int = 16 * 1024, **options: Any) -> None:
         super().__init__(**options)
@@ -140,6 +154,11 @@ class FreeObject(fields.Field[dict[str, Any]]):
         if _length_as_jsonb(value) > self.most_bytes:
             raise ValidationError(f"Must not be larger than {self.most_bytes // 1024} KiB.")
         return value
+
+
+def ecma_pattern(pattern: re.Pattern[str]) -> str:
+    """A pattern of ours, which ends in `\\Z` and is matched from the start, as JSON Schema writes it."""
+    return "^" + pattern.pattern.removesuffix(r"\Z") + "$"
 
 
 def refuse_unstorable(text: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from schemas.fields import Digits, Instant, Text
+from schemas.fields import Digits, Instant, Text, ecma_pattern
 from schemas.requests import Ids, Status
 from service.job import JOB_ID, STATUSES, TYPE_SLUG, type_of, types_of
 
@@ -19,6 +19,8 @@ FURTHEST_OFFSET = 10_000
 class Statuses(fields.Field[tuple[str, ...]]):
     """One or several of the five states, in any casing, by comma. All five are no restriction: ()."""
 
+    json_schema: ClassVar = {"type": "array", "items": {"type": "string", "enum": list(STATUSES)}, "minItems": 1}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
         named = {Status().deserialize(word.strip()) for word in value.split(",")}
         return () if len(named) == len(STATUSES) else tuple(sorted(named))
@@ -26,6 +28,13 @@ class Statuses(fields.Field[tuple[str, ...]]):
 
 class Tags(fields.Field[tuple[str, ...]]):
     """1 to 32 tags by comma. A tag is taken as it is written, blanks and all."""
+
+    json_schema: ClassVar = {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1, "maxLength": 64, "pattern": "^[^,]+$"},
+        "minItems": 1,
+        "maxItems": MOST_TAGS,
+    }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
         tags = dict.fromkeys(value.split(","))
@@ -41,6 +50,7 @@ class Matching(fields.String):
         # marshmallow formats the message: braces stand for fields there
         written = pattern.pattern.removesuffix(r"\Z").replace("{", "{{").replace("}", "}}")
         super().__init__(validate=validate.Regexp(pattern, error=f"Must match {written}."), **options)
+        self.json_schema = {"pattern": ecma_pattern(pattern)}
 
 
 class ListQuerySchema(Schema):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
@@ -17,6 +17,7 @@ from schemas.fields import (
     Percentage,
     Text,
     WebAddress,
+    ecma_pattern,
     refuse_unstorable,
 )
 from service.job import (
@@ -35,6 +36,9 @@ MOST_JOBS_AT_ONCE = 1000
 LONGEST_TICKET_S = 900
 LONGEST_HEARTBEAT_TIMEOUT_S = 30 * 24 * 3600
 _STATUS_IN_ANY_CASING = {status.lower(): status for status in STATUSES}
+ID_PATTERN = ecma_pattern(JOB_ID)
+_TYPE_PATTERN = {"pattern": ecma_pattern(TYPE_SLUG)}
+_ONE_TAG = {"pattern": "^[^,]+$"}
 _LIKE_AN_ID = "Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}."
 
 
@@ -51,6 +55,8 @@ def _not_reserved(job_id: str) -> None:
 class JobId(Text):
     """An id of one's own for a job."""
 
+    json_schema: ClassVar = {"pattern": ID_PATTERN, "not": {"enum": sorted(RESERVED_IDS)}}
+
     def __init__(self, **options: Any) -> None:
         super().__init__(longest=128, shortest=1, **options)
         self.validators += [_like_an_id, _not_reserved]
@@ -58,6 +64,8 @@ class JobId(Text):
 
 class Status(fields.Field[str]):
     """One of the five states, in any casing."""
+
+    json_schema: ClassVar = {"type": "string", "enum": list(STATUSES)}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         status = _STATUS_IN_ANY_CASING.get(value.lower()) if isinstance(value, str) else None
@@ -99,16 +107,26 @@ class NotificationSchema(Schema):
 class NewJobSchema(Schema):
     """One job to create. Loads into the keyword arguments of `NewJob`; the id may be missing."""
 
+    json_schema: ClassVar = {
+        "if": {"not": {"required": ["type"]}},
+        "then": {"required": ["operation"]},
+        "dependentRequired": {"batch_size": ["batch_id"], "close_batch": ["batch_id"]},
+        "dependentSchemas": {
+            "public": {"if": {"properties": {"public": {"const": True}}}, "then": {"not": {"required": ["id"]}}}
+        },
+    }
+    """What `_parts_agree` demands, as far as JSON Schema can say it."""
+
     id = JobId()
-    type = Text(longest=64)
-    operation = Text(longest=64)
+    type = Text(longest=64, metadata=_TYPE_PATTERN)
+    operation = Text(longest=64, metadata=_TYPE_PATTERN)
     pdf_name = Text(longest=1024, allow_none=True)
     pdf_hash = Text(longest=256, allow_none=True)
     user_id = Text(longest=256, allow_none=True)
-    batch_id = Text(longest=128, allow_none=True)
+    batch_id = Text(longest=128, allow_none=True, metadata={"pattern": ID_PATTERN})
     batch_size = Count(least=1)
     close_batch = Flag()
-    tags = fields.List(Text(longest=64, shortest=1), validate=validate.Length(max=32))
+    tags = fields.List(Text(longest=64, shortest=1, metadata=_ONE_TAG), validate=validate.Length(max=32))
     file_count = Count(allow_none=True)
     metadata = FreeObject()
     parameters = FreeObject(allow_none=True)
@@ -193,10 +211,17 @@ class NothingSchema(Schema):
     """A body or query that has no fields."""
 
 
+class QueryFlag(fields.Boolean):
+    """true, True, 1, false, False or 0 in a query."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(truthy={"true", "True", "1"}, falsy={"false", "False", "0"}, load_default=False, **options)
+
+
 class ResultQuerySchema(Schema):
     """`PUT /jobs/{id}/result?complete=&attempt=`."""
 
-    complete = fields.Boolean(truthy={"true", "True", "1"}, falsy={"false", "False", "0"}, load_default=False)
+    complete = QueryFlag()
     attempt = CountInQuery(least=1, most=LARGEST_INT, load_default=None)
 
 
@@ -220,6 +245,8 @@ class Ids(fields.Field[list[str]]):
     def __init__(self, *, most: int, **options: Any) -> None:
         super().__init__(**options)
         self.most = most
+        one = {"type": "string", "minLength": 1}
+        self.json_schema = {"type": "array", "items": one, "minItems": 1, "maxItems": most}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[str]:
         ids = value.split(",") if isinstance(value, str) else value
@@ -232,13 +259,6 @@ class Ids(fields.Field[list[str]]):
         return ids
 
 
-class QueryFlag(fields.Boolean):
-    """true, True, 1, false, False or 0 in a query."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(truthy={"true", "True", "1"}, falsy={"false", "False", "0"}, load_default=False, **options)
-
-
 class ManyQuerySchema(Schema):
     """`GET /jobs/status?job_ids=a,b,c&include_progress=false`."""
 
@@ -246,8 +266,8 @@ class ManyQuerySchema(Schema):
     include_progress = QueryFlag()
 
 
-class ManySchema(Schema):
-    """`POST /jobs/status`."""
+class JobIdsSchema(Schema):
+    """The jobs that are asked for."""
 
     job_ids = Ids(most=500, required=True)
     include_progress = Flag(load_default=False)

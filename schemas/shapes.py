@@ -1,12 +1,13 @@
-"""The two documented shapes of a job on the wire, made once per change and kept as bytes."""
+"""The documented shapes on the wire, made once per change and kept as bytes. `responses.py` says what is in each."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
+from schemas.responses import PublicJobSchema, PublicJobStatusSchema
 from service.batch import Batch, BatchJob
 from service.job import COMPLETED, Job, ListedJob, operation_of
 
@@ -17,7 +18,7 @@ def rfc3339(at: datetime) -> str:
 
 
 def shape_a(job: Job) -> dict[str, Any]:
-    """The single-job resource: `id`, `type`, mixed-case status."""
+    """The single-job resource, a JobSchema: `id`, `type`, mixed-case status."""
     shape: dict[str, Any] = {
         "id": job.id,
         "status": job.status,
@@ -44,7 +45,7 @@ def shape_a(job: Job) -> dict[str, Any]:
 
 
 def shape_b_of(shape: dict[str, Any]) -> dict[str, Any]:
-    """One job of the many-jobs family, from its shape A: `job_id`, `operation`, lower-case status."""
+    """One job of the many-jobs family, a JobStatusSchema, from its shape A."""
     return {
         "job_id": shape["id"],
         "operation": operation_of(shape["type"]),
@@ -56,7 +57,7 @@ def shape_b_of(shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_row(job: ListedJob) -> dict[str, Any]:
-    """One job of a page; every key is always there."""
+    """One job of a page, a ListedJobSchema; every key is always there."""
     return {
         "job_id": job.id,
         "status": job.status.lower(),
@@ -77,7 +78,7 @@ def list_row(job: ListedJob) -> dict[str, Any]:
 
 
 def batch_shape(batch: Batch, *, include_progress: bool) -> dict[str, Any]:
-    """A batch with the first of its jobs; here `progress` is a bare number (0 where nothing is known)."""
+    """A BatchSchema with the first of its jobs; here `progress` is a bare number (0 where nothing is known)."""
     shape = {
         "batch_id": batch.id,
         "status": batch.status,
@@ -115,20 +116,7 @@ def _times(job: Job) -> dict[str, str]:
     return {name: rfc3339(at) for name, at in known if at is not None}
 
 
-PUBLIC_FIELDS = (
-    "id",
-    "job_id",
-    "status",
-    "type",
-    "operation",
-    "created_at",
-    "updated_at",
-    "started_at",
-    "completed_at",
-    "expires_at",
-    "progress",
-    "version",
-)
+PUBLIC_FIELDS: Final = tuple(dict.fromkeys([*PublicJobSchema().fields, *PublicJobStatusSchema().fields]))
 """What anybody may read of a public job, in either shape."""
 
 

@@ -22,6 +22,7 @@ from service.listing.cursor import Cursors
 from service.listing.handler import Listing
 from service.listing.operation import Pages
 from service.middlewares import STATUS_OF, RequestIds, request_middleware
+from service.pages.handler import ApiPages
 from service.polling.handler import Polling
 from service.polling.many_handler import PollingMany
 from service.polling.many_operation import BatchReader
@@ -120,18 +121,21 @@ def make_app(settings: Settings) -> web.Application:
         app[CORS] = cors = Cors(settings.cors_origins)
         app.middlewares.append(preflight_middleware(cors))
         app.on_response_prepare.append(cors.mark_response)
-    app.add_routes(
-        routes(
-            Door(keys, public, limiter, networks(settings.trusted_proxies), tickets, tell_in_stream),
-            Polling(reader, ResultReader(jobs, reader), waiting),
-            PollingMany(reader, BatchReader(batches, reader), waiting),
-            Listing(Pages(PageTable(postgres), Cursors(settings.secrets))),
-            Streaming(streams, Following(hub, reader, changes), TicketOffice(tickets, ticket_sets, reader)),
-            Sockets(streams),
-            Writing(reporting, STATUS_OF),
-            Health(postgres, settings.database_url, cache),
-        )
+    door = Door(keys, public, limiter, networks(settings.trusted_proxies), tickets, tell_in_stream)
+    pages = ApiPages()
+    addresses = routes(
+        door,
+        Polling(reader, ResultReader(jobs, reader), waiting),
+        PollingMany(reader, BatchReader(batches, reader), waiting),
+        Listing(Pages(PageTable(postgres), Cursors(settings.secrets))),
+        Streaming(streams, Following(hub, reader, changes), TicketOffice(tickets, ticket_sets, reader)),
+        Sockets(streams),
+        Writing(reporting, STATUS_OF),
+        Health(postgres, settings.database_url, cache),
+        pages,
     )
+    pages.describe(addresses, door)
+    app.add_routes(addresses)
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
         await postgres.open()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -25,8 +25,21 @@ LIMIT_HEADERS: Final = web.RequestKey("limit_headers", dict[str, str])
 """Where a request keeps the headers of its place, for a handler that answers by itself (a stream)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an address asks of its caller. `public`: without a key it is open for public jobs; `ticket`: or with one."""
+
+    scope: str
+    policy: str
+    public: bool = False
+    ticket: bool = False
+
+
 class Door:
-    """Wraps handlers, so that `routes.py` shows what each address needs: a scope and a policy of the limiter."""
+    """Wraps handlers, so that `routes.py` shows what each address needs: a scope and a policy of the limiter.
+
+    `needs`: of every handler that it wrapped. A handler that is not there is open to all.
+    """
 
     def __init__(
         self,
@@ -44,6 +57,7 @@ class Door:
         self._public = public
         self._limiter = limiter
         self._trusted = trusted
+        self.needs: dict[Handler, Needs] = {}
 
     def polls(
         self, handler: HandlerWithCaller, *, public: bool = False, policy: str = "poll", free: bool = True
@@ -75,6 +89,7 @@ class Door:
             response.headers.update((await asked.answer()).headers)
             return response
 
+        self.needs[guarded] = Needs(READ, policy, public)
         return guarded
 
     def reads(self, handler: HandlerWithCaller, policy: str) -> Handler:
@@ -98,6 +113,7 @@ class Door:
                     return await self._without_key(request, handler, "stream")
             return await guarded(request)
 
+        self.needs[open_to_all] = Needs(READ, "stream", public, ticket=True)
         return open_to_all
 
     def upgrades(self, socket: Handler, *, otherwise: Handler) -> Handler:
@@ -108,6 +124,7 @@ class Door:
                 return await socket(request)
             return await otherwise(request)
 
+        self.needs[either] = self.needs[otherwise]
         return either
 
     async def _with_ticket(self, request: web.Request, ticket: str, handler: HandlerWithCaller) -> web.StreamResponse:
@@ -130,6 +147,7 @@ class Door:
                 return await handler(request, caller)
             return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, policy))
 
+        self.needs[guarded] = Needs(scope, policy_name)
         return guarded
 
     async def _free_if_unchanged(

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 
 MOST_JOBS_SHOWN: Final = 1000
+BATCH_STATUSES: Final = ("queued", "processing", "completed", "completed_with_failures", "failed", "cancelled")
 
 
 @dataclass(slots=True)

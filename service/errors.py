@@ -44,7 +44,7 @@ class UnknownPath(JobwireError):
     """There is nothing at this address."""
 
     error_type = "unknown_path"
-    suggestions = ("Check the path against the list of addresses in the README.",)
+    suggestions = ("Check the path against the addresses listed at /docs.",)
 
 
 class MethodNotAllowed(JobwireError):

@@ -123,23 +123,28 @@ def as_our_error(error: BaseException, request: web.BaseRequest, request_id: str
 
 def problem(request: web.BaseRequest, error: JobwireError, request_id: str) -> web.Response:
     """The answer that carries RFC 9457 and both older documented shapes."""
+    body = problem_body(error, request.rel_url.raw_path, request_id)
+    response = web.Response(body=_dumps(body), status=body["status"], content_type="application/problem+json")
+    response.headers["Cache-Control"] = "no-store"
+    _add_what_the_status_asks_for(response, error)
+    return response
+
+
+def problem_body(error: JobwireError, instance: str, request_id: str) -> dict[str, Any]:
+    """A ProblemSchema. `instance`: the path without its query."""
     status, title = STATUS_TABLE[type(error)]
-    body = {
+    return {
         "type": error.problem_type or f"urn:jobwire:error:{error.error_type}",
         "title": title,
         "status": status,
         "detail": error.detail,
-        "instance": request.rel_url.raw_path,
+        "instance": instance,
         "error": title,
         "details": error.details,
         "suggestions": list(error.suggestions),
         "request_id": request_id,
         **error.members,
     }
-    response = web.Response(body=_dumps(body), status=status, content_type="application/problem+json")
-    response.headers["Cache-Control"] = "no-store"
-    _add_what_the_status_asks_for(response, error)
-    return response
 
 
 def _end_with_a_broken_body(request: web.Request, response: web.Response) -> None:

@@ -7,6 +7,7 @@ from aiohttp import web
 from service.authentication import Door
 from service.health import Health
 from service.listing.handler import Listing
+from service.pages.handler import ApiPages
 from service.polling.handler import Polling
 from service.polling.many_handler import PollingMany
 from service.reporting.handler import Writing
@@ -23,6 +24,7 @@ def routes(
     sockets: Sockets,
     writing: Writing,
     health: Health,
+    pages: ApiPages,
 ) -> list[web.RouteDef]:
     """The table of the service. Literal paths come before `{job_id}`."""
     polls, reads, streams, writes = door.polls, door.reads, door.streams, door.writes
@@ -30,6 +32,9 @@ def routes(
         # open
         web.get("/healthz", health.healthz),
         web.get("/readyz", health.readyz),
+        web.get("/openapi.json", pages.openapi),
+        web.get("/docs", pages.docs),
+        web.get("/docs/{file}", pages.docs_file),
         # reading
         web.get("/jobs", reads(listing.jobs, "list")),
         web.get("/jobs/status", reads(many.statuses, "bulk")),

@@ -24,6 +24,7 @@ from service.settings import Settings
 from service.stores.connections import Postgres
 from service.stores.key_table import KeyTable
 from service.stores.migrate import migrate
+from tests.document import Judged, judge_of
 from tests.web_process import WebProcess
 
 SECRET = "a-secret-of-the-tests-with-32-characters"
@@ -136,9 +137,14 @@ Client = TestClient[web.Request, web.Application]
 
 @pytest.fixture
 async def client(service_settings: Settings, key: str) -> AsyncIterator[Client]:
-    """The whole service in this process, with the key already in the client's headers."""
-    runner = make_runner(service_settings)
-    async with RunnerServer(runner) as server, TestClient(server, headers={"X-API-Key": key}) as client:
+    """The whole service in this process, with the key already in the client's headers.
+
+    Whatever a test asks through it, the answer must be one that the API document describes.
+    """
+    judged = Judged()
+    server = RunnerServer(make_runner(service_settings))
+    async with server, TestClient(server, headers={"X-API-Key": key}, trace_configs=[judged.trace]) as client:
+        judged.judge = judge_of(await (await client.get("/openapi.json")).read())
         yield client
 
 

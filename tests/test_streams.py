@@ -904,7 +904,7 @@ async def test_nothing_is_left_of_readers_that_hung_up(client, unlimited_key, in
     streams, hub = inside[Streams], inside[Hub]
     for raw in await followers(url, unlimited_key, "crowd", 50):
         raw.hang_up()
-    await comes_true(lambda: not len(streams) and not hub._followers)
+    await comes_true(lambda: not len(streams) and not hub._topics)
     at_first = len(asyncio.all_tasks())
 
     readers = await followers(url, unlimited_key, "crowd", 500)
@@ -920,7 +920,7 @@ async def test_nothing_is_left_of_readers_that_hung_up(client, unlimited_key, in
         raw.hang_up()
     await comes_true(lambda: len(streams) == 0)
     await comes_true(lambda: len(asyncio.all_tasks()) <= at_first)
-    await comes_true(lambda: not hub._followers and not hub._keys and not hub._lingering)
+    await comes_true(lambda: not hub._topics)
 
     async def no_topics():
         return await job_topics(redis) == []

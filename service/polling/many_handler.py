@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 from aiohttp import hdrs, web
 
-from schemas.requests import BatchQuerySchema, ManyQuerySchema, ManySchema
+from schemas.requests import BatchQuerySchema, JobIdsSchema, ManyQuerySchema
 from service.errors import JobwireError
 from service.identity import Caller
 from service.polling.handler import JSON_HEADERS, respond
@@ -28,7 +28,7 @@ from service.status_reader import StatusReader
 from service.stores.ready import ReadyAnswer
 
 _MANY_QUERY: Final = ManyQuerySchema()
-_MANY: Final = ManySchema()
+_MANY: Final = JobIdsSchema()
 _BATCH_QUERY: Final = BatchQuerySchema()
 
 

@@ -27,6 +27,7 @@ from service.streaming.job_stream import JobStream
 from service.streaming.many_operation import Following, Opened
 from service.streaming.many_stream import ManyStream
 from service.streaming.operation import Streams
+from service.streaming.silence import notice_silent_reader
 from service.streaming.ticket_operation import TicketOffice, must_open, narrowed
 
 STREAM_HEADERS: Final = {
@@ -155,6 +156,7 @@ class Streaming:
         if request.version < HttpVersion11:
             response.force_close()  # neither a length nor chunks: only closing tells such a reader of the end
         await response.prepare(request)
+        notice_silent_reader(request.transport)
         await response.write(retry_line())
         return response
 

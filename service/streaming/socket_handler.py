@@ -20,6 +20,7 @@ from service.stores.answers import deletion_notice, present_notice
 from service.stores.event_channel import DELETED, Notice
 from service.stores.ready import JobKey
 from service.streaming.operation import Streams
+from service.streaming.silence import notice_silent_reader
 from service.streaming.socket import JobSocket
 from service.streaming.stream import STUCK_FOR_s
 from service.streaming.ticket_operation import must_open
@@ -103,6 +104,7 @@ async def _accepted(request: web.Request) -> web.WebSocketResponse:
     socket.headers.update(request.get(LIMIT_HEADERS, {}))
     socket.headers["X-Request-Id"] = request[REQUEST_ID]
     await socket.prepare(request)
+    notice_silent_reader(request.transport)
     return socket
 
 

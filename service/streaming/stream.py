@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from contextlib import suppress
 from random import uniform
 from typing import Final
 
@@ -17,8 +15,6 @@ QUIET_FOR_s: Final = 12.0
 STUCK_FOR_s: Final = 10.0
 """A reader whose socket takes nothing for this long is closed."""
 BUFFER_bytes: Final = 64 * 1024
-UNACKNOWLEDGED_ms: Final = 20_000
-"""A reader whose machine acknowledges nothing for this long has gone without a word."""
 
 
 class Stream:
@@ -36,7 +32,6 @@ class Stream:
         self._form = form
         self._started = False
         self._transport = transport
-        _notice_silent_readers(transport)
         self._loop = asyncio.get_running_loop()
         self._wrote_at = self._loop.time()
         self._blocked_since: float | None = None
@@ -99,11 +94,3 @@ class Stream:
         """Straight into the transport: the response's own writer awaits, and a hub cannot."""
         self._transport.write(frame)
         self._wrote_at = self._loop.time()
-
-
-def _notice_silent_readers(transport: asyncio.Transport) -> None:
-    """Where the system can: the kernel gives up what nobody acknowledges (TCP_USER_TIMEOUT, Linux)."""
-    wire = transport.get_extra_info("socket")
-    if wire is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        with suppress(OSError):  # not every transport is TCP
-            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_ms)
