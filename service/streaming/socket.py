@@ -8,7 +8,7 @@ from typing import Final
 
 from service.stores.event_channel import Notice
 from service.streaming.slot import Slot
-from service.streaming.stream import LIFETIME_s
+from service.streaming.stream import LIFETIME_s, STUCK_FOR_s
 
 FINISHED_CODE: Final = 1000
 GOING_AWAY_CODE: Final = 1001
@@ -19,6 +19,7 @@ class JobSocket:
     """Follows one job for whoever sends. `attention`: there is something to send or to read anew, or it has ended.
 
     `doubted`: the job must be read anew. `close_code`: with which the socket is to be closed, and why.
+    `close_within_s`: how long the client may take to close it too.
     """
 
     def __init__(self, key_id: str) -> None:
@@ -27,6 +28,7 @@ class JobSocket:
         self.ended = False
         self.doubted = False
         self.close_code, self.close_reason = GOING_AWAY_CODE, "connect again"
+        self.close_within_s = STUCK_FOR_s
         self.attention = asyncio.Event()
         self._slot = Slot()
         self._ends_at = asyncio.get_running_loop().time() + LIFETIME_s * uniform(0.8, 0.99)  # noqa: S311
@@ -66,6 +68,8 @@ class JobSocket:
         """To be closed: `last_words` are for streams of events, here a close code says it."""
         if last_words and not self.ended:
             self.close_code, self.close_reason = REFUSED_CODE, "the key is no longer valid"
+        if within_s is not None:
+            self.close_within_s = within_s
         self.ended = True
         self.attention.set()
 

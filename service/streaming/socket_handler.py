@@ -54,8 +54,9 @@ class Sockets:
                 try:
                     await self._send(request, socket, follower, key, public=caller.public)
                 finally:
-                    listening.cancel()
+                    listening.cancel()  # while somebody listens aiohttp would hang up without hearing the client's end
                     await asyncio.wait([listening])
+                await _close(request, socket, follower)
         return socket
 
     async def _send(
@@ -81,8 +82,6 @@ class Sockets:
                         patience.reschedule(None)
                         if notice.ends and not follower.has_more:
                             follower.finish()
-                patience.reschedule(asyncio.get_running_loop().time() + STUCK_FOR_s)
-                await socket.close(code=follower.close_code, message=follower.close_reason.encode())
         except (TimeoutError, ConnectionError):
             if request.transport is not None:
                 request.transport.abort()
@@ -106,6 +105,16 @@ async def _accepted(request: web.Request) -> web.WebSocketResponse:
     await socket.prepare(request)
     notice_silent_reader(request.transport)
     return socket
+
+
+async def _close(request: web.Request, socket: web.WebSocketResponse, follower: JobSocket) -> None:
+    """Says the end, and waits until the client has said it too: browsers call anything else unclean."""
+    try:
+        async with asyncio.timeout(follower.close_within_s):
+            await socket.close(code=follower.close_code, message=follower.close_reason.encode())
+    except (TimeoutError, ConnectionError):
+        if request.transport is not None:
+            request.transport.abort()
 
 
 async def _listen(socket: web.WebSocketResponse, follower: JobSocket) -> None:

@@ -1,0 +1,256 @@
+"""A real Chromium: its own EventSource and WebSocket, in pages of another origin, with tickets."""
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+import pytest
+
+import service.streaming.frames
+import service.streaming.handler
+from service.embedded import free_port
+from tests.browser import (
+    CLOSED,
+    CONNECTING,
+    LISTENING_PAGE,
+    OPEN,
+    Heard,
+    Listening,
+    page_of,
+    served,
+)
+from tests.fault_proxy import FaultProxy
+from tests.http import ask, connected, create, head, report
+from tests.sse_reader import comes_true, events_of
+
+
+@pytest.fixture(autouse=True)  # before `client`
+async def origin(monkeypatch):
+    """Of the pages that may call the service."""
+    async with served(page_of(LISTENING_PAGE)) as origin:
+        monkeypatch.setenv("JOBWIRE_CORS_ORIGINS", f"https://app.example.com,{origin}")
+        yield origin
+
+
+@pytest.fixture
+async def page(chromium, origin):
+    page = await chromium.new_page()
+    yield await Listening.at(page, origin)
+    await page.close()
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Readers are told to come back after a fifth of a second."""
+    monkeypatch.setattr(service.streaming.frames, "randint", lambda *_: 200)
+
+
+@pytest.fixture
+def one_stream(monkeypatch):
+    monkeypatch.setenv("JOBWIRE_MAX_STREAMS_PER_KEY", "1")
+
+
+async def ticket(client, **wanted):
+    answer = await ask(client, "POST", "/tickets", json=wanted)
+    assert answer.status == 200, answer
+    return answer.json()["ticket"]
+
+
+async def events_url(client, path, base="", **wanted):
+    """Where a page follows, with a ticket for what is `wanted`."""
+    url = f"{base or str(client.make_url('')).rstrip('/')}{path}"
+    return f"{url}?{urlencode({'ticket': await ticket(client, **wanted)})}"
+
+
+def status_is(status):
+    return lambda heard: heard.data is not None and heard.data.get("status") == status
+
+
+def assert_true_to(followed, job_id, *, ends):
+    told = [heard.data for heard in followed.told if heard.data.get("id") == job_id]
+    versions = [job["version"] for job in told]
+    assert versions == sorted(set(versions)), versions
+    assert told[-1]["status"] == ends
+
+
+async def test_a_page_goes_on_by_itself_after_a_restart_and_stops_at_the_end(page, start_web, key, capfd):
+    """Twice at once: one process stops as it should, the other is killed."""
+    ports = {"stopped": str(free_port()), "killed": str(free_port())}
+    logged = {"JOBWIRE_ACCESS_LOG": "true", "JOBWIRE_LOG_LEVEL": "info"}
+    elsewhere, *webs = await asyncio.gather(
+        start_web(), *(start_web(JOBWIRE_PORT=port, **logged) for port in ports.values())
+    )
+    async with aiohttp.ClientSession(elsewhere.url, headers={"X-API-Key": key}) as owner:
+        followed = {}
+        for web, job in zip(webs, ports, strict=True):
+            await create(owner, id=job)
+            url = await events_url(owner, f"/jobs/{job}/events", web.url, job_id=job)
+            followed[job] = await page.follow(url)
+            await followed[job].until(status_is("queued"))
+            await report(owner, job, status="PROCESSING")
+            await followed[job].until(status_is("PROCESSING"))
+
+        webs[0].process.terminate()
+        webs[1].kill()
+        for web, job in zip(webs, ports, strict=True):
+            await web.process.wait()
+            await followed[job].until(lambda heard: (heard.name, heard.ready) == ("error", CONNECTING))
+            await report(owner, job, progress={"percentage": 50, "message": "missed"})
+        await asyncio.gather(*(start_web(JOBWIRE_PORT=port, **logged) for port in ports.values()))
+        for job in ports:
+            missed = await followed[job].until(lambda heard: heard.data is not None and heard.data["version"] == 3)
+            assert (missed.name, missed.data["previous_status"]) == ("status", None)  # a snapshot
+            assert missed.data["progress"] == {"percentage": 50, "message": "missed"}
+            await report(owner, job, status="COMPLETED")
+
+    for job, its in followed.items():
+        await its.closed()
+        assert [heard.name for heard in its.told] == ["status"] * 4
+        assert_true_to(its, job, ends="COMPLETED")
+        ids = [heard.id for heard in its.told]
+        assert its.statuses == [200, 200, 204]
+        assert await its.last_event_ids() == [None, ids[1], ids[3]]
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    asked = [(line["path"], line["status"]) for line in lines if line.get("event") == "request"]
+    for job, answers in {"stopped": [200, 200, 204], "killed": [200, 204]}.items():  # the killed one wrote nothing more
+        assert [status for path, status in asked if path == f"/jobs/{job}/events"] == answers
+
+
+async def test_a_page_hears_a_batch_to_its_end_though_its_ticket_expires(page, client, soon):
+    jobs = [{"id": name, "type": "parse", "batch_id": "b", "close_batch": True} for name in "xyz"]
+    assert (await ask(client, "POST", "/jobs", json=jobs)).status == 201
+    short_lived = (await ask(client, "POST", "/tickets", json={"batch_id": "b", "ttl": 4})).json()
+    address = str(client.make_url("/jobs/batch/b/events"))
+    expiring = await page.follow(f"{address}?{urlencode({'ticket': short_lived['ticket']})}")
+    lasting = await page.follow(await events_url(client, "/jobs/batch/b/events", batch_id="b"))
+    both = (expiring, lasting)
+    for followed in both:
+        await comes_true(lambda: len(followed.told) == 3)
+
+    expires_at = datetime.fromisoformat(short_lived["expires_at"])
+    await asyncio.sleep((expires_at - datetime.now(UTC)).total_seconds())
+    refused = await ask(
+        client, "GET", f"/jobs/batch/b/events?ticket={short_lived['ticket']}", headers={"X-API-Key": ""}
+    )
+    refused.problem(401, "unauthorized")
+    for name in "xyz":
+        await report(client, name, status="PROCESSING")
+        await report(client, name, status="FAILED" if name == "z" else "COMPLETED")
+    for followed in both:
+        await followed.closed()
+
+    for followed in both:
+        assert followed.told[-1].name == "batch"
+        assert followed.told[-1].data["status"] == "completed_with_failures"
+        assert {heard.ready for heard in followed.told} == {OPEN}
+        for name in "xyz":
+            assert_true_to(followed, name, ends="FAILED" if name == "z" else "COMPLETED")
+        assert followed.names[-2:] == ["error", "error"]  # the end of the stream, and of following
+    assert expiring.names == lasting.names  # a page sees no difference
+    await asyncio.sleep(1)  # five times as long as they were told to wait
+    assert expiring.statuses == [200, 401]
+    assert lasting.statuses == [200, 204]
+    assert await lasting.last_event_ids() == [None, lasting.told[-1].id]
+    [complaint] = page.complaints
+    assert "401" in complaint
+
+
+async def test_a_page_waits_by_itself_for_a_place(one_stream, page, client, monkeypatch):
+    monkeypatch.setattr(service.streaming.handler, "randint", lambda *_: 0)
+    await create(client, id="first")
+    await create(client, id="second")
+    async with events_of(client, "first") as place:
+        await place.next()
+        waiting = await page.follow(await events_url(client, "/jobs/second/events", job_id="second"))
+        problem = await waiting.until(lambda heard: heard.name == "problem")
+        assert problem.data["error_type"] == "too_many_streams"
+        await waiting.until(lambda heard: (heard.name, heard.ready) == ("error", CONNECTING))
+    assert (await waiting.until(status_is("queued"))).data["id"] == "second"
+    await report(client, "second", status="COMPLETED")
+    await waiting.until(status_is("COMPLETED"))
+    assert set(waiting.statuses) == {200}
+
+
+async def test_a_page_follows_a_job_by_websocket(page, client):
+    await create(client, id="socket")
+    sockets = []
+    for _ in range(8):
+        url = await events_url(client, "/jobs/socket/status", job_id="socket")
+        sockets.append(await page.connect(f"{url.replace('http:', 'ws:')}&last_event_id={len(sockets)}"))
+    for said in ({"status": "PROCESSING", "progress": {"percentage": 40}}, {"status": "COMPLETED"}):
+        await comes_true(lambda: all(socket.told for socket in sockets))
+        told = len(sockets[0].told)
+        await report(client, "socket", **said)
+        await comes_true(lambda: all(len(socket.told) > told for socket in sockets))
+    for socket in sockets:
+        closed = await socket.until(lambda heard: heard.name == "close")
+        assert closed.data == {"code": 1000, "wasClean": True}
+        assert socket.names == ["open", "message", "message", "message", "close"]
+        states = [heard.data for heard in socket.told[:-1]]
+        assert [state["status"] for state in states] == ["queued", "processing", "completed"]
+        assert states[1]["progress"]["percentage"] == 40
+        assert states[2] == (await ask(client, "GET", "/jobs/socket/status")).json()
+
+
+async def test_the_service_waits_for_the_close_of_the_other_side(client):
+    """A browser whose own close meets a closed connection calls the end unclean."""
+    await create(client, id="job")
+    upgrade = (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: " + "A" * 22 + "==",
+    )
+    async with connected(client) as socket:
+        await socket.say(head(client, "GET /jobs/job/status", *upgrade))
+        await socket.reader.readuntil(b"queued")
+        await report(client, "job", status="COMPLETED")
+        await socket.reader.readuntil((1000).to_bytes(2) + b"the job is finished")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await socket.reader.read(1)
+        await socket.say(b"\x88\x80" + bytes(4))
+        async with asyncio.timeout(5):
+            assert await socket.reader.read() == b""
+
+
+async def test_a_feed_goes_on_where_it_was_and_says_when_it_cannot(page, client, sql, soon):
+    async with FaultProxy(str(client.make_url("/"))) as network:
+        base = f"http://127.0.0.1:{urlsplit(network.url).port}"
+        feed = await page.follow(await events_url(client, "/jobs/events", base, feed=True))
+        opened = await feed.until(lambda heard: heard.data is not None)
+        assert (opened.name, opened.data["position"]) == ("open", opened.id)
+
+        await create(client, id="heard")
+        await feed.until(lambda heard: heard.data and heard.data.get("id") == "heard")
+        network.refuse()
+        await feed.until(lambda heard: (heard.name, heard.ready) == ("error", CONNECTING))
+        await create(client, id="missed")
+        await network.accept()
+        known = await feed.until(lambda heard: heard.data and heard.data.get("id") == "missed")
+        assert "reset" not in feed.names
+
+        assert await sql.fetchval("select forget_changes(interval '0', 1000)") >= 2
+        network.cut()
+        await feed.until(lambda heard: heard.name == "reset")
+        assert (await feed.last_event_ids())[-1] == known.id
+        await create(client, id="later")
+        await feed.until(lambda heard: heard.data and heard.data.get("id") == "later")
+        assert feed.statuses == [200, 200, 200]
+
+
+async def test_a_page_of_an_origin_that_is_not_named_gets_nothing(one_stream, chromium, page, client, key):
+    await create(client, id="job")
+    url = await events_url(client, "/jobs/job/events", job_id="job")
+    asks = f"fetch('{client.make_url('/jobs/job')}', {{headers: {{'X-API-Key': '{key}'}}}}).then((answer) => answer.text(), String)"
+    async with served(page_of(LISTENING_PAGE)) as strange_origin:
+        stranger = await Listening.at(await chromium.new_page(), strange_origin)
+        followed = await stranger.follow(url)
+        await followed.closed()
+        assert followed.heard == [Heard("error", CLOSED, "", None)]
+        assert "Failed to fetch" in await stranger.page.evaluate(asks)
+        await stranger.page.close()
+    assert json.loads(await page.page.evaluate(asks))["id"] == "job"
+    await (await page.follow(url)).until(status_is("queued"))  # the only place is free again
