@@ -1,9 +1,8 @@
 """A real Chromium, and pages in it that say what their own EventSource and WebSocket hear."""
 
 import json
-import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -52,34 +51,36 @@ def find_chromium() -> str | None:
 @asynccontextmanager
 async def started(executable: str) -> AsyncIterator[Browser]:
     """The browser, without a window."""
-    sandbox = os.geteuid() != 0  # Chromium has none for root
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=executable, chromium_sandbox=sandbox)
+        browser = await playwright.chromium.launch(executable_path=executable)
         yield browser
         await browser.close()
 
 
-@asynccontextmanager
-async def served(*routes: web.RouteDef) -> AsyncIterator[str]:
-    """Somebody else's site, on a port of its own; its origin."""
-    app = web.Application()
-    app.add_routes(routes)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+class Site:
+    """Somebody else's server, on a port of its own. `pages`: HTML by path, or what makes JSON for a script."""
 
+    def __init__(self) -> None:
+        self.origin = ""
+        self.pages: dict[str, str | Callable[[], Awaitable[Any]]] = {"/": LISTENING_PAGE}
 
-def page_of(html: str) -> web.RouteDef:
-    """`/` of a site."""
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.origin = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
 
-    async def page(_: web.Request) -> web.Response:
-        return web.Response(text=html, content_type="text/html")
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
 
-    return web.get("/", page)
+    async def _answer(self, request: web.Request) -> web.Response:
+        page = self.pages.get(request.path)
+        if isinstance(page, str):
+            return web.Response(text=page, content_type="text/html")
+        return web.Response(status=404) if page is None else web.json_response(await page())
 
 
 @dataclass(frozen=True)

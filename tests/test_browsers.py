@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
@@ -14,30 +16,30 @@ from service.embedded import free_port
 from tests.browser import (
     CLOSED,
     CONNECTING,
-    LISTENING_PAGE,
     OPEN,
     Heard,
     Listening,
-    page_of,
-    served,
+    Site,
 )
 from tests.fault_proxy import FaultProxy
 from tests.http import ask, connected, create, head, report
 from tests.sse_reader import comes_true, events_of
 
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
 
 @pytest.fixture(autouse=True)  # before `client`
-async def origin(monkeypatch):
-    """Of the pages that may call the service."""
-    async with served(page_of(LISTENING_PAGE)) as origin:
-        monkeypatch.setenv("JOBWIRE_CORS_ORIGINS", f"https://app.example.com,{origin}")
-        yield origin
+async def site(monkeypatch):
+    """Whose pages may call the service."""
+    async with Site() as site:
+        monkeypatch.setenv("JOBWIRE_CORS_ORIGINS", f"https://app.example.com,{site.origin}")
+        yield site
 
 
 @pytest.fixture
-async def page(chromium, origin):
+async def page(chromium, site):
     page = await chromium.new_page()
-    yield await Listening.at(page, origin)
+    yield await Listening.at(page, site.origin)
     await page.close()
 
 
@@ -62,6 +64,10 @@ async def events_url(client, path, base="", **wanted):
     """Where a page follows, with a ticket for what is `wanted`."""
     url = f"{base or str(client.make_url('')).rstrip('/')}{path}"
     return f"{url}?{urlencode({'ticket': await ticket(client, **wanted)})}"
+
+
+def seconds_until(at):
+    return (datetime.fromisoformat(at) - datetime.now(UTC)).total_seconds()
 
 
 def status_is(status):
@@ -129,8 +135,7 @@ async def test_a_page_hears_a_batch_to_its_end_though_its_ticket_expires(page, c
     for followed in both:
         await comes_true(lambda: len(followed.told) == 3)
 
-    expires_at = datetime.fromisoformat(short_lived["expires_at"])
-    await asyncio.sleep((expires_at - datetime.now(UTC)).total_seconds())
+    await asyncio.sleep(seconds_until(short_lived["expires_at"]))
     refused = await ask(
         client, "GET", f"/jobs/batch/b/events?ticket={short_lived['ticket']}", headers={"X-API-Key": ""}
     )
@@ -245,8 +250,8 @@ async def test_a_page_of_an_origin_that_is_not_named_gets_nothing(one_stream, ch
     await create(client, id="job")
     url = await events_url(client, "/jobs/job/events", job_id="job")
     asks = f"fetch('{client.make_url('/jobs/job')}', {{headers: {{'X-API-Key': '{key}'}}}}).then((answer) => answer.text(), String)"
-    async with served(page_of(LISTENING_PAGE)) as strange_origin:
-        stranger = await Listening.at(await chromium.new_page(), strange_origin)
+    async with Site() as unnamed:
+        stranger = await Listening.at(await chromium.new_page(), unnamed.origin)
         followed = await stranger.follow(url)
         await followed.closed()
         assert followed.heard == [Heard("error", CLOSED, "", None)]
@@ -254,3 +259,55 @@ async def test_a_page_of_an_origin_that_is_not_named_gets_nothing(one_stream, ch
         await stranger.page.close()
     assert json.loads(await page.page.evaluate(asks))["id"] == "job"
     await (await page.follow(url)).until(status_is("queued"))  # the only place is free again
+
+
+async def test_the_page_in_the_readme_runs_as_written(chromium, site, client, soon):
+    """It loses its network after its ticket has expired: it asks for another and goes on from where it was."""
+    [html] = re.findall(r"```html\n(.*?)```", README, re.DOTALL)
+    tickets = []
+
+    async def give_ticket():
+        tickets.append((await ask(client, "POST", "/tickets", json={"batch_id": "b1", "ttl": 2})).json())
+        return tickets[-1]
+
+    batch = [
+        {"id": job, "type": "parse", "batch_id": "b1", "close_batch": True} for job in ("first", "second", "third")
+    ]
+    assert (await ask(client, "POST", "/jobs", json=batch)).status == 201
+    page = await chromium.new_page()
+    opened = []
+    page.on("request", lambda request: opened.append(request.url) if request.resource_type == "eventsource" else None)
+
+    async def shows(*rows):
+        await comes_true(lambda: _is_shown(page, rows))
+
+    async with FaultProxy(str(client.make_url("/"))) as network:
+        assert html.count("127.0.0.1:8080") == 1
+        site.pages |= {
+            "/": html.replace("127.0.0.1:8080", f"127.0.0.1:{urlsplit(network.url).port}"),
+            "/ticket": give_ticket,
+        }
+        await page.goto(site.origin)
+        await shows("first queued 0 %", "second queued 0 %", "third queued 0 %")
+        await report(client, "first", status="PROCESSING", progress={"percentage": 40})
+        await ask(client, "DELETE", "/jobs/third")
+        await shows("first PROCESSING 40 %", "second queued 0 %", "third deleted 0 %")
+
+        await asyncio.sleep(seconds_until(tickets[-1]["expires_at"]))
+        network.cut()
+        await report(client, "first", status="COMPLETED")
+        await shows("first COMPLETED 100 %", "second queued 0 %", "third deleted 0 %")
+        assert len(tickets) == 2
+        assert "last_event_id=p." in opened[-1]
+        await report(client, "second", status="FAILED")
+        await comes_true(lambda: _has_title(page, "completed_with_failures"))
+        await shows("first COMPLETED 100 %", "second FAILED 0 %", "third deleted 0 %")
+    await page.close()
+
+
+async def _is_shown(page, rows):
+    return await page.locator("li").all_inner_texts() == list(rows)
+
+
+async def _has_title(page, title):
+    return await page.title() == title

@@ -11,7 +11,7 @@ import pytest
 import service.streaming.stream
 from service.embedded import free_port
 from service.streaming.operation import Streams
-from tests.browser import CLOSED, LISTENING_PAGE, OPEN, Listening, page_of, served
+from tests.browser import CLOSED, OPEN, Listening, Site
 from tests.http import JSON, ask, create, report
 from tests.nginx import find_nginx, nginx_before
 from tests.sse_reader import RawReader, assert_true_to, comes_true, events_of
@@ -30,7 +30,7 @@ OF_EACH_ANSWER = {"date", "server", "connection", "x-request-id"}
 def nginx():
     executable = find_nginx()
     if executable is None:
-        pytest.skip("there is no nginx of Debian's here: apt install nginx-light")
+        pytest.skip("there is no nginx of Debian's here: apt install nginx")
     return executable
 
 
@@ -170,8 +170,8 @@ async def test_tickets_stay_out_of_the_log(front, through, client):
 async def test_a_page_comes_back_when_the_service_is_there_again(nginx, chromium, start_web, key, monkeypatch):
     """EventSource gives up on the 502 that nginx has for others."""
     port = free_port()
-    async with served(page_of(LISTENING_PAGE)) as origin:
-        monkeypatch.setenv("JOBWIRE_CORS_ORIGINS", origin)
+    async with Site() as site:
+        monkeypatch.setenv("JOBWIRE_CORS_ORIGINS", site.origin)
         web = await start_web(JOBWIRE_PORT=str(port))
         with nginx_before(nginx, port) as (url, _):
             async with aiohttp.ClientSession(url, headers={"X-API-Key": key}) as through:
@@ -180,7 +180,7 @@ async def test_a_page_comes_back_when_the_service_is_there_again(nginx, chromium
                 await web.stop()
                 assert (await ask(through, "GET", "/jobs/job")).status == 502
                 assert (await ask(through, "GET", "/jobs/job/events")).status == 503
-            page = await Listening.at(await chromium.new_page(), origin)
+            page = await Listening.at(await chromium.new_page(), site.origin)
             followed = await page.follow(f"{url}/jobs/job/events?ticket={ticket}")
             problem = await followed.until(lambda heard: heard.name == "problem")
             assert problem.data["error_type"] == "unavailable"
