@@ -104,7 +104,7 @@ async def test_a_page_goes_on_by_itself_after_a_restart_and_stops_at_the_end(pag
             await web.process.wait()
             await followed[job].until(lambda heard: (heard.name, heard.ready) == ("error", CONNECTING))
             await report(owner, job, progress={"percentage": 50, "message": "missed"})
-        await asyncio.gather(*(start_web(JOBWIRE_PORT=port, **logged) for port in ports.values()))
+        webs = await asyncio.gather(*(start_web(JOBWIRE_PORT=port, **logged) for port in ports.values()))
         for job in ports:
             missed = await followed[job].until(lambda heard: heard.data is not None and heard.data["version"] == 3)
             assert (missed.name, missed.data["previous_status"]) == ("status", None)  # a snapshot
@@ -118,6 +118,8 @@ async def test_a_page_goes_on_by_itself_after_a_restart_and_stops_at_the_end(pag
         ids = [heard.id for heard in its.told]
         assert its.statuses == [200, 200, 204]
         assert await its.last_event_ids() == [None, ids[1], ids[3]]
+    for web in webs:
+        await web.stop()  # all is written
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     asked = [(line["path"], line["status"]) for line in lines if line.get("event") == "request"]
     for job, answers in {"stopped": [200, 200, 204], "killed": [200, 204]}.items():  # the killed one wrote nothing more
@@ -240,7 +242,8 @@ async def test_a_feed_goes_on_where_it_was_and_says_when_it_cannot(page, client,
         assert await sql.fetchval("select forget_changes(interval '0', 1000)") >= 2
         network.cut()
         await comes_true(lambda: feed.told[-1] != known)
-        assert feed.told[feed.told.index(known) + 1].name == "reset"  # at once, not when the service finds out by itself
+        told_next = feed.told[feed.told.index(known) + 1]
+        assert told_next.name == "reset"  # at once, not when the service finds out by itself
         assert (await feed.last_event_ids())[-1] == known.id
         await create(client, id="later")
         await feed.until(lambda heard: heard.data and heard.data.get("id") == "later")
