@@ -69,6 +69,10 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "left": "Requests that would be granted now.",
     "next_place_in_seconds": "Until one place more comes back; null where all are free.",
     "limits": "One entry for each policy.",
+    "ttl": "Seconds that it opens streams; a stream outlives it.",
+    "feed": "True: everything that happens in the account.",
+    "ticket": "A right to follow, for readers that cannot send a key: see `POST /tickets`.",
+    "position": "Everything that is committed from here on will be told.",
     "last_event_id": "For readers that cannot set the header Last-Event-ID.",
     # many
     "jobs": "The jobs.",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from schemas.fields import Digits, Instant, Text, ecma_pattern
-from schemas.requests import Status
+from schemas.requests import Ids, Status
 from service.job import JOB_ID, STATUSES, TYPE_SLUG, type_of, types_of
 
 MOST_TAGS = 32
@@ -86,6 +86,17 @@ class ListQuerySchema(Schema):
             "offset": data.pop("offset", 0),
             **data,
         }
+
+
+class ManyEventsQuerySchema(Schema):
+    """Which jobs `GET /jobs/events` tells of. Empty values are refused, as in lists."""
+
+    job_ids = Ids(most=1000, load_default=None)
+    status = Statuses(load_default=())
+    user_id = Text(longest=256, shortest=1, load_default=None)
+    tags = Tags(load_default=())
+    last_event_id = fields.String(load_default=None)
+    ticket = fields.String(load_default=None)
 
 
 def _types(job_type: str | None, operation: str | None) -> tuple[str, ...] | None:

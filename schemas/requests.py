@@ -33,6 +33,7 @@ from service.job import (
 )
 
 MOST_JOBS_AT_ONCE = 1000
+LONGEST_TICKET_S = 900
 LONGEST_HEARTBEAT_TIMEOUT_S = 30 * 24 * 3600
 _STATUS_IN_ANY_CASING = {status.lower(): status for status in STATUSES}
 ID_PATTERN = ecma_pattern(JOB_ID)
@@ -236,6 +237,7 @@ class EventsQuerySchema(Schema):
     """`GET /jobs/{id}/events?last_event_id=`. Whatever is no id of ours means: nothing was read yet."""
 
     last_event_id = fields.String(load_default=None)
+    ticket = fields.String(load_default=None)
 
 
 class Ids(fields.Field[list[str]]):
@@ -270,6 +272,25 @@ class JobIdsSchema(Schema):
 
     job_ids = Ids(most=500, required=True)
     include_progress = Flag(load_default=False)
+
+
+class TicketSchema(Schema):
+    """`POST /tickets`: exactly one thing that may be followed, and for how many seconds."""
+
+    job_id = Text(longest=128, shortest=1)
+    batch_id = Text(longest=128, shortest=1)
+    job_ids = Ids(most=1000)
+    user_id = Text(longest=256, shortest=1)
+    tags = fields.List(Text(longest=64, shortest=1), validate=validate.Length(min=1, max=32))
+    feed = Flag()
+    ttl = Count(least=1, most=LONGEST_TICKET_S, load_default=LONGEST_TICKET_S)
+
+    @validates_schema
+    def _one_thing(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if len([name for name in data if name != "ttl"]) != 1:
+            raise ValidationError("Name exactly one of job_id, batch_id, job_ids, user_id, tags, feed.")
+        if data.get("feed") is False:
+            raise ValidationError({"feed": ["Must be true, or left out."]})
 
 
 class BatchQuerySchema(Schema):

@@ -152,8 +152,8 @@ class BatchJobSchema(Shape):
     progress = Percentage(metadata={"description": "Percent; 0 where nothing is known. With include_progress only."})
 
 
-class BatchSchema(Shape):
-    """A batch: counts of all its jobs, and the first 1000 of them."""
+class BatchEventSchema(Shape):
+    """The data of a `batch` event, and the counts of a batch: of all its jobs."""
 
     batch_id = _text()
     status = _one_of(BATCH_STATUSES, metadata={"description": "In one word; the last four only once it is over."})
@@ -164,6 +164,11 @@ class BatchSchema(Shape):
     cancelled_jobs = _number()
     overall_progress = _number(validate=validate.Range(min=0, max=100))
     closed = _flag()
+
+
+class BatchSchema(BatchEventSchema):
+    """A batch: counts of all its jobs, and the first 1000 of them."""
+
     jobs = _many(BatchJobSchema)
     jobs_truncated = _flag(required=False)
 
@@ -284,6 +289,25 @@ class DeletedEventSchema(Shape):
     id = _text()
     version = _number()
     previous_status = _one_of(STATUSES, allow_none=True)
+
+
+class OpenEventSchema(Shape):
+    """The data of an `open` event: a feed has begun."""
+
+    position = _text()
+
+
+class ResetEventSchema(Shape):
+    """The data of a `reset` event: what was missed cannot be told."""
+
+    detail = _text()
+
+
+class TicketAnswerSchema(Shape):
+    """A ticket."""
+
+    ticket = _text()
+    expires_at = _time()
 
 
 class ProblemEventSchema(Shape):

@@ -46,15 +46,15 @@ def shape_a(job: Job) -> dict[str, Any]:
     return shape
 
 
-def shape_b(job: Job) -> dict[str, Any]:
-    """One job of the many-jobs family, a JobStatusSchema: `job_id`, `operation`, lower-case status."""
+def shape_b_of(shape: dict[str, Any]) -> dict[str, Any]:
+    """One job of the many-jobs family, a JobStatusSchema, from its shape A."""
     return {
-        "job_id": job.id,
-        "operation": operation_of(job.type),
-        "status": job.status.lower(),
-        "progress": job.progress,
-        "error_details": job.error_details,
-        **_times(job),
+        "job_id": shape["id"],
+        "operation": operation_of(shape["type"]),
+        "status": shape["status"].lower(),
+        "progress": shape["progress"],
+        "error_details": shape["error_details"],
+        **{name: shape[name] for name in TIMES if name in shape},
     }
 
 
@@ -109,15 +109,13 @@ def _batch_job(job: BatchJob, include_progress: bool) -> dict[str, Any]:
     return shape
 
 
+TIMES = ("created_at", "updated_at", "started_at", "completed_at", "expires_at")
+"""In both shapes; each is there once it is known."""
+
+
 def _times(job: Job) -> dict[str, str]:
-    known = {
-        "created_at": job.created_at,
-        "updated_at": job.updated_at,
-        "started_at": job.started_at,
-        "completed_at": job.completed_at,
-        "expires_at": job.expires_at,
-    }
-    return {name: rfc3339(at) for name, at in known.items() if at is not None}
+    known = ((name, getattr(job, name)) for name in TIMES)
+    return {name: rfc3339(at) for name, at in known if at is not None}
 
 
 PUBLIC_FIELDS: Final = tuple(dict.fromkeys([*PublicJobSchema().fields, *PublicJobStatusSchema().fields]))

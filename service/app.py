@@ -38,6 +38,7 @@ from service.routes import routes
 from service.settings import Settings
 from service.status_reader import StatusReader
 from service.stores.batch_table import BatchTable
+from service.stores.change_table import ChangeTable
 from service.stores.connections import Postgres
 from service.stores.event_channel import EventChannel
 from service.stores.job_table import JobTable
@@ -50,12 +51,18 @@ from service.stores.public_memory import PublicMemory
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import StatusCache
 from service.stores.status_memory import StatusMemory
+from service.stores.ticket_table import TicketTable
 from service.stores.truth import Truth
-from service.streaming.handler import Streaming
+from service.streaming.handler import Streaming, tell_in_stream
+from service.streaming.many_operation import Following
 from service.streaming.operation import Streams
+from service.streaming.socket_handler import Sockets
+from service.streaming.ticket_operation import TicketOffice
+from service.tickets import Tickets
 
 KEYS_CHECKED_EVERY_s: Final = 1.0
 PROCESSES_COUNTED_EVERY_s: Final = 5.0
+FORGOTTEN_EVERY_s: Final = 60.0
 
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
 CORS: Final = web.AppKey("cors", Cors)
@@ -80,7 +87,8 @@ def make_app(settings: Settings) -> web.Application:
     cache = StatusCache(polls, puts, process_token=process)
     memory = StatusMemory(settings.memory_entries, settings.memory_bytes)
     jobs, batches, outbox = JobTable(postgres), BatchTable(postgres), OutboxTable(postgres)
-    truth = Truth(jobs, batches)
+    truth, changes = Truth(jobs, batches), ChangeTable(postgres)
+    ticket_sets = TicketTable(postgres)
     keys, public = KeyMemory(KeyTable(postgres)), PublicMemory(jobs)
     channel = EventChannel(settings.redis_url)
     limit_log = LimitLog(polls)
@@ -90,9 +98,11 @@ def make_app(settings: Settings) -> web.Application:
     reader = StatusReader(postgres, truth, cache, memory)
 
     # rooms
-    hub = Hub(channel, truth, lambda: cache.life)
+    hub = Hub(channel, truth, changes, lambda: cache.life)
+    postgres.on_identity.append(hub.begin_anew)
     limiter = Limiter(limit_log)
     waiting = Waiting(reader, hub)
+    tickets = Tickets(settings.secrets)
     streams = Streams(hub, reader, most_per_key=settings.max_streams_per_key)
     keys.forgotten += [streams.end_of_keys, waiting.end_of_keys]
     announcer = Announcer(cache, memory, outbox)
@@ -112,14 +122,15 @@ def make_app(settings: Settings) -> web.Application:
         app[CORS] = cors = Cors(settings.cors_origins)
         app.middlewares.append(preflight_middleware(cors))
         app.on_response_prepare.append(cors.mark_response)
-    door = Door(keys, public, limiter, networks(settings.trusted_proxies))
+    door = Door(keys, public, limiter, networks(settings.trusted_proxies), tickets, tell_in_stream)
     pages = ApiPages()
     addresses = routes(
         door,
         Polling(reader, ResultReader(jobs, reader), waiting),
         PollingMany(reader, BatchReader(batches, reader), waiting),
         Listing(Pages(PageTable(postgres), Cursors(settings.secrets))),
-        Streaming(streams),
+        Streaming(streams, Following(hub, reader, changes), TicketOffice(tickets, ticket_sets, reader)),
+        Sockets(streams),
         Writing(reporting, STATUS_OF),
         Limits(limiter),
         Health(postgres, settings.database_url, cache),
@@ -152,6 +163,7 @@ def make_app(settings: Settings) -> web.Application:
             streams.run(),
             _every(KEYS_CHECKED_EVERY_s, keys.tick),
             _every(PROCESSES_COUNTED_EVERY_s, count_processes),
+            _every(FORGOTTEN_EVERY_s, forget),
         ]
         tasks = [asyncio.create_task(each) for each in work]
         yield
@@ -163,6 +175,11 @@ def make_app(settings: Settings) -> web.Application:
         limiter.tick()
         with suppress(RedisAway):
             limiter.processes = await limit_log.count_processes(process)
+
+    async def forget() -> None:
+        with suppress(Unavailable):
+            await changes.forget()
+            await ticket_sets.forget()
 
     async def end_what_is_held(app: web.Application) -> None:
         streams.end_all()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aiohttp import hdrs, web
 
-from service.errors import Forbidden, JobwireError, Unauthorized, Unavailable
+from service.errors import Forbidden, JobwireError, RateLimited, TooManyStreams, Unauthorized, Unavailable
 from service.identity import READ, WRITE, Caller, presented_key
 from service.job import is_job_id
 from service.limiting.addresses import Network, client_address
@@ -18,6 +18,7 @@ from service.limiting.policies import FAILED_KEYS, POLICIES, Policy, policy_of
 from service.requests import PREFER, Handler, wait_preference
 from service.stores.key_memory import KeyMemory
 from service.stores.public_memory import PublicMemory
+from service.tickets import Tickets
 
 HandlerWithCaller = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
@@ -27,11 +28,15 @@ LIMIT_HEADERS: Final = web.RequestKey("limit_headers", dict[str, str])
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an address asks. `policy` None: no place of a limit. `public`: without a key, it is open for public jobs."""
+    """What an address asks. `policy` None: no place of a limit.
+
+    `public`: without a key it is open for public jobs; `ticket`: or with one.
+    """
 
     scope: str
     policy: str | None
     public: bool = False
+    ticket: bool = False
 
 
 class Door:
@@ -40,8 +45,19 @@ class Door:
     `needs`: of every handler that it wrapped. A handler that is not there is open to all.
     """
 
-    def __init__(self, keys: KeyMemory, public: PublicMemory, limiter: Limiter, trusted: Sequence[Network]) -> None:
+    def __init__(
+        self,
+        keys: KeyMemory,
+        public: PublicMemory,
+        limiter: Limiter,
+        trusted: Sequence[Network],
+        tickets: Tickets,
+        tell_in_stream: Callable[[web.Request, JobwireError], Awaitable[web.StreamResponse]],
+    ) -> None:
+        """`tell_in_stream`: answers a refusal that passes to a reader whose EventSource would give up for good."""
         self._keys = keys
+        self._tickets = tickets
+        self._tell_in_stream = tell_in_stream
         self._public = public
         self._limiter = limiter
         self._trusted = trusted
@@ -108,17 +124,43 @@ class Door:
         return self._after_a_place(handler, WRITE, "write")
 
     def streams(self, handler: HandlerWithCaller, *, public: bool = False) -> Handler:
-        """Following: a place first; its headers are left for the handler, which answers by itself."""
+        """Following, by key or ticket: a place first; its headers are left for the handler, which answers by itself."""
 
         guarded = self._after_a_place(handler, READ, "stream")
 
         async def open_to_all(request: web.Request) -> web.StreamResponse:
-            if public and presented_key(request.headers) is None:
-                return await self._without_key(request, handler, "stream")
+            if presented_key(request.headers) is None:
+                if (ticket := request.query.get("ticket")) is not None:
+                    return await self._with_ticket(request, ticket, handler)
+                if public:
+                    return await self._without_key(request, handler, "stream")
             return await guarded(request)
 
-        self.needs[open_to_all] = Needs(READ, "stream", public)
+        self.needs[open_to_all] = Needs(READ, "stream", public, ticket=True)
         return open_to_all
+
+    def upgrades(self, socket: Handler, *, otherwise: Handler) -> Handler:
+        """`socket` for requests that ask for a WebSocket."""
+
+        async def either(request: web.Request) -> web.StreamResponse:
+            if hdrs.UPGRADE in request.headers and request.headers[hdrs.UPGRADE].lower() == "websocket":
+                return await socket(request)
+            return await otherwise(request)
+
+        self.needs[either] = self.needs[otherwise]
+        return either
+
+    async def _with_ticket(self, request: web.Request, ticket: str, handler: HandlerWithCaller) -> web.StreamResponse:
+        """As with the key that made the ticket, but for one thing only."""
+        key_id, right = self._tickets.read(ticket)
+        try:
+            caller = replace(_allowed(await self._keys.find_by_id(key_id), READ), right=right)
+            policy = policy_of(caller, "stream")
+            if policy is None:
+                return await handler(request, caller)
+            return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, policy))
+        except (RateLimited, TooManyStreams, Unavailable) as error:
+            return await self._tell_in_stream(request, error)
 
     def _after_a_place(self, handler: HandlerWithCaller, scope: str, policy_name: str) -> Handler:
         async def guarded(request: web.Request) -> web.StreamResponse:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from service.tickets import Right
+
 READ: Final = "jobs:read"
 WRITE: Final = "jobs:write"
 SCOPES: Final = (READ, WRITE, "webhooks:manage", "admin")
@@ -27,6 +29,8 @@ class Caller:
     scopes: frozenset[str]
     expires_at: datetime | None = None
     limits: Mapping[str, str] = field(default_factory=dict, hash=False)
+    right: Right | None = None
+    """The one thing that a caller with a ticket may follow; None: a caller with a key may do what its scopes allow."""
     public: bool = False
     """Nobody in particular, who may read a public job's reduced form; `key_id` is then the client's address."""
 

@@ -13,6 +13,7 @@ from service.polling.handler import Polling
 from service.polling.many_handler import PollingMany, batch_has_validator
 from service.reporting.handler import Writing
 from service.streaming.handler import Streaming
+from service.streaming.socket_handler import Sockets
 
 
 def routes(
@@ -21,6 +22,7 @@ def routes(
     many: PollingMany,
     listing: Listing,
     streaming: Streaming,
+    sockets: Sockets,
     writing: Writing,
     limits: Limits,
     health: Health,
@@ -41,12 +43,18 @@ def routes(
         web.post("/jobs/status", reads(many.statuses_of_body, "bulk")),
         web.get("/jobs/batch/{batch_id}", polls(many.batch, policy="bulk", free=batch_has_validator)),
         web.get("/jobs/{job_id}", polls(polling.job, public=True)),
-        web.get("/jobs/{job_id}/status", polls(polling.status, public=True)),
+        web.get(
+            "/jobs/{job_id}/status",
+            door.upgrades(streams(sockets.job_status, public=True), otherwise=polls(polling.status, public=True)),
+        ),
         web.get("/jobs/{job_id}/result", polls(polling.result, free=None)),
         web.get("/jobs/{job_id}/results", polls(polling.result, free=None)),
         web.get("/jobs/{job_id}/history", reads(polling.history, "bulk")),
         web.get("/limits", door.looks(limits.limits)),
         # following
+        web.post("/tickets", reads(streaming.ticket, "write")),
+        web.get("/jobs/events", streams(streaming.events), allow_head=False),
+        web.get("/jobs/batch/{batch_id}/events", streams(streaming.batch_events), allow_head=False),
         web.get("/jobs/{job_id}/events", streams(streaming.job_events, public=True), allow_head=False),
         # reporting
         web.post("/jobs", writes(writing.create)),

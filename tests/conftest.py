@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, settings
+from playwright.async_api import Browser
 from redis import Redis
 
 from service.embedded import Server, start_postgres, start_redis
@@ -30,6 +31,7 @@ from service.stores.event_channel import EventChannel
 from service.stores.key_memory import KeyMemory
 from service.stores.key_table import KeyTable
 from service.stores.migrate import migrate
+from tests.browser import find_chromium, started
 from tests.document import Judged, judge_of
 from tests.web_process import WebProcess
 
@@ -143,6 +145,16 @@ def service_settings(database: str, redis_url: str, monkeypatch: pytest.MonkeyPa
 async def key(database: str) -> str:
     """A key of the account `acme` that may read and write, without limits: those are tested for themselves."""
     return await make_key(database, "acme", limits=dict.fromkeys(POLICIES, UNLIMITED))
+
+
+@pytest.fixture(scope="session")
+async def chromium() -> AsyncIterator[Browser]:
+    """A real browser of this machine; one for all tests, because it starts slowly."""
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("there is no Chromium here: on Debian, apt install chromium")
+    async with started(executable) as browser:
+        yield browser
 
 
 Client = TestClient[web.Request, web.Application]

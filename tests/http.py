@@ -87,14 +87,14 @@ class Socket:
                 await self.writer.drain()
 
     async def answer(self) -> Answer:
-        """The next answer. All with a body have a Content-Length."""
+        """The next answer; of a stream, which has no Content-Length, only the head."""
         async with asyncio.timeout(10):
             status = int((await self.reader.readline()).split()[1])
             headers: CIMultiDict[str] = CIMultiDict()
             while (line := (await self.reader.readline()).decode().rstrip("\r\n")) != "":
                 name, _, value = line.partition(":")
                 headers.add(name, value.strip())
-            return Answer(status, headers, await self.reader.readexactly(int(headers.get("Content-Length", "0"))))
+            return Answer(status, headers, await self.reader.readexactly(int(headers.get("Content-Length", 0))))
 
     def cut(self) -> None:
         """RST, as a crash or a lost network."""

@@ -57,6 +57,7 @@ VIOLATIONS: dict[str, list[str]] = {
     "only_processing_stalls": [JOB.format("stalled = true")],
     "stalled_action_is_known": [JOB.format("stalled_action = 'ignore'")],
     "heartbeat_timeout_is_positive": [JOB.format("heartbeat_timeout_s = 0")],
+    "there_is_one_row": ["insert into job_changes_floor (only_row, xid) values (false, '1')"],
     "digest_is_sha256": [JOB.format("result_id = 1, result_digest = '\\x00'")],
     "result_has_a_digest": [JOB.format("result_id = 1"), JOB.format("result_digest = sha256('r')")],
     "counts_add_up": ["update batches set total = total + 1", "update batches set completed = completed + 1"],

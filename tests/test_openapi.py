@@ -168,6 +168,8 @@ class World:
         through = differs.pop("through", self.client)
         usual = {} if {"data", "json"} & set(differs) else USUAL.get(key, {})
         options: dict[str, Any] = {**usual, **differs}
+        if "{job_id}" in str(options.get("json")):
+            options["json"] = {"job_id": job_id}
         path = path.format(job_id=job_id, batch_id=batch_id, file=options.pop("file", "swagger-ui.css"))
         return await ask_briefly(through, method, path, **options)
 
@@ -190,6 +192,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "POST /jobs/status": {"json": {"job_ids": ["a", "b"]}},
     "POST /jobs": {"json": {"type": "extraction"}},
     "PATCH /jobs": {"json": [{"id": "a", "progress": {"percentage": 40}}]},
+    "POST /tickets": {"json": {"job_id": "{job_id}"}},
     "PATCH /jobs/{job_id}": {"json": {"progress": {"percentage": 40}}},
     "PUT /jobs/{job_id}/result": {"data": b"result"},
 }
@@ -222,6 +225,19 @@ async def read_to_the_end(world: World, key: str) -> Answer:
     job_id = await finished_with_result(world)
     etag = (await ask(world.client, "GET", f"/jobs/{job_id}")).headers["ETag"]
     return await world.ask(key, job_id, headers={"Last-Event-ID": etag.strip('"')})
+
+
+async def told_to_the_end(world: World, key: str) -> Answer:
+    batch_id = str(uuid.uuid4())
+    job_id = await world.job(COMPLETED, batch_id=batch_id, batch_size=1)
+    if not key.endswith("/events"):
+        return await world.ask(key, job_id, batch_id)
+    options = {"params": {"job_ids": job_id}} if key == "GET /jobs/events" else {}
+    path = key.removeprefix("GET ").format(job_id=job_id, batch_id=batch_id)
+    async with world.client.get(path, **options) as response:
+        stream = EventReader.of(response)
+        await stream.rest()
+    return await world.ask(key, job_id, batch_id, headers={"Last-Event-ID": stream.parser.last_id}, **options)
 
 
 async def repeated(world: World, key: str) -> Answer:
@@ -415,6 +431,7 @@ CASES: tuple[Callable[[World, str], Awaitable[Answer]], ...] = (
     fine_when_failed,
     unchanged,
     read_to_the_end,
+    told_to_the_end,
     repeated,
     malformed,
     unauthorized,

@@ -17,6 +17,7 @@ import pytest
 from redis.asyncio import Redis
 
 import service.hub
+import service.streaming.job_stream
 import service.streaming.operation
 import service.streaming.stream
 from service.embedded import free_port, start_redis
@@ -27,8 +28,9 @@ from service.status_reader import StatusReader
 from service.stores.event_channel import EventChannel
 from service.stores.key_memory import UNUSED_s
 from service.streaming.handler import Streaming
+from service.streaming.job_stream import JobStream
 from service.streaming.operation import Streams
-from service.streaming.stream import BUFFER_bytes, JobStream
+from service.streaming.stream import BUFFER_bytes
 from tests.conftest import environment_of, make_key
 from tests.sse_reader import EventReader, RawReader, assert_true_to, comes_true, events_of
 from tests.web_process import WebProcess
@@ -520,7 +522,7 @@ async def test_what_is_kept_for_a_slow_reader_is_bounded(client, unlimited_key, 
     for start in range(0, 400, 50):
         await report_many(client, blobs("kept-small", 50, start))
         most = max(most, stream._transport.get_write_buffer_size())
-        assert len(stream._slots) <= 1
+        assert len(stream._slot) <= 1
     assert BUFFER_bytes < most < BUFFER_bytes + 2 * len(BLOB), "the reader was not slow enough, or is kept too much for"
     await report(client, "kept-small", "COMPLETED")
     await raw.events.rest()
@@ -593,12 +595,12 @@ async def test_a_reader_that_takes_nothing_is_let_go(client, unlimited_key, insi
     (stream,) = inside[Streams]._open
     stream._transport.set_write_buffer_limits(high=len(BLOB))  # for the framework's own writes
     for n in range(1000):
-        if stream._slots or (left == "the end" and stream._transport.get_write_buffer_size() > 2 * len(BLOB)):
+        if stream.has_more or (left == "the end" and stream._transport.get_write_buffer_size() > 2 * len(BLOB)):
             break
         await report_many(client, blobs("stuck", 1, n))
     if left == "the end":
         await report(client, "stuck", "COMPLETED")
-        assert (stream.ended, stream._slots) == (True, [])
+        assert (stream.ended, stream.has_more) == (True, False)
     await comes_true(lambda: len(inside[Streams]) == 0)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await raw.events.rest()
@@ -902,7 +904,7 @@ async def test_nothing_is_left_of_readers_that_hung_up(client, unlimited_key, in
     streams, hub = inside[Streams], inside[Hub]
     for raw in await followers(url, unlimited_key, "crowd", 50):
         raw.hang_up()
-    await comes_true(lambda: not len(streams) and not hub._followers)
+    await comes_true(lambda: not len(streams) and not hub._topics)
     at_first = len(asyncio.all_tasks())
 
     readers = await followers(url, unlimited_key, "crowd", 500)
@@ -918,7 +920,7 @@ async def test_nothing_is_left_of_readers_that_hung_up(client, unlimited_key, in
         raw.hang_up()
     await comes_true(lambda: len(streams) == 0)
     await comes_true(lambda: len(asyncio.all_tasks()) <= at_first)
-    await comes_true(lambda: not hub._followers and not hub._keys and not hub._lingering)
+    await comes_true(lambda: not hub._topics)
 
     async def no_topics():
         return await job_topics(redis) == []

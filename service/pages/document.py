@@ -59,12 +59,14 @@ PATH_PARAMETERS: Final[Mapping[str, dict[str, Any]]] = {
     "file": {"description": "Its name.", "schema": {"type": "string"}, "example": "swagger-ui.css"},
 }
 
-KEYS: Final[Mapping[str, dict[str, str]]] = {
+KEYS: Final[dict[str, dict[str, str]]] = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     "apiKeyLowerCase": {"type": "apiKey", "in": "header", "name": "api-key"},
     "bearer": {"type": "http", "scheme": "bearer"},
 }
 """The three ways to send a key. One is enough."""
+TICKET: Final = {"type": "apiKey", "in": "query", "name": "ticket"}
+"""For readers that cannot send a key: see `POST /tickets`."""
 
 REQUEST_ID: Final = RequestHeader(
     "X-Request-Id", "The caller's own name for this request: 1 to 128 of `[A-Za-z0-9._:-]`.", "checkout-4711"
@@ -197,10 +199,13 @@ class _Writer:
             responses.JobEventSchema,
             responses.PublicJobEventSchema,
             responses.DeletedEventSchema,
+            responses.OpenEventSchema,
+            responses.ResetEventSchema,
+            responses.BatchEventSchema,
             responses.ProblemEventSchema,
         ):
             self._ref(schema)
-        for name, scheme in KEYS.items():
+        for name, scheme in (KEYS | {"ticket": TICKET}).items():
             self._spec.components.security_scheme(name, dict(scheme))
         document: dict[str, Any] = self._spec.to_dict()
         return document
@@ -340,7 +345,12 @@ def _security(needs: Needs | None) -> list[dict[str, list[str]]]:
     """Any of the keys, with the scope; {} stands for no key."""
     if needs is None:
         return []
-    return [{name: [needs.scope]} for name in KEYS] + ([{}] if needs.public else [])
+    ways: list[dict[str, list[str]]] = [{name: [needs.scope]} for name in KEYS]
+    if needs.ticket:
+        ways.append({"ticket": []})
+    if needs.public:
+        ways.append({})
+    return ways
 
 
 def _limit_of(needs: Needs | None) -> str:

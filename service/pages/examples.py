@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from schemas.shapes import PUBLIC_FIELDS, batch_shape, list_row, rfc3339, shape_a, shape_b
+from schemas.shapes import PUBLIC_FIELDS, batch_shape, list_row, rfc3339, shape_a, shape_b_of
 from service import errors
 from service.batch import Batch, BatchJob
 from service.errors import JobwireError
@@ -93,7 +93,7 @@ FAILED_JOB: Final = shape_a(
     )
 )
 PUBLIC_JOB: Final = {name: JOB[name] for name in PUBLIC_FIELDS if name in JOB}
-JOB_STATUS: Final = shape_b(_PROCESSING)
+JOB_STATUS: Final = shape_b_of(JOB)
 LINES: Final = {
     "jobs": [
         {"job_id": "a", "status": "completed", "version": 7},
@@ -187,6 +187,12 @@ LIMITS: Final = {
         {"name": "write", "limit": None, "window_seconds": None, "left": None, "next_place_in_seconds": None},
     ]
 }
+MANY_STREAM: Final = (
+    "retry: 4120\n"
+    f'id: p.5f0c8a1e.4711\nevent: status\ndata: {{"id":"{JOB_ID}","status":"PROCESSING", ... ,'
+    '"version":3,"previous_status":"queued"}\n\n:\n'
+)
+TICKET: Final = {"ticket": "eyJhbGciOi...", "expires_at": rfc3339(_CHANGED + timedelta(minutes=15))}
 
 _HELD: Final[Mapping[str, Any]] = {"job_id": JOB_ID, "current_status": PROCESSING}
 

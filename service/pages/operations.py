@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from schemas import responses as says
-from schemas.queries import ListQuerySchema
+from schemas.queries import ListQuerySchema, ManyEventsQuerySchema
 from schemas.requests import (
     MOST_JOBS_AT_ONCE,
     BatchQuerySchema,
@@ -24,13 +24,19 @@ from schemas.requests import (
     ReportOfManySchema,
     ReportSchema,
     ResultQuerySchema,
+    TicketSchema,
 )
 from service.errors import (
     AlreadyExists,
     BatchClosed,
+    BatchNotFound,
     IdempotencyInFlight,
     IdempotencyMismatch,
     InvalidTransition,
+    JobDeleted,
+    JobExpired,
+    JobForbidden,
+    JobNotFound,
     NoResult,
     NotFinished,
     PreconditionFailed,
@@ -251,6 +257,58 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         query=EventsQuerySchema,
         headers=[LAST_EVENT_ID],
         errors=[TooManyStreams],
+    ),
+    "GET /jobs/batch/{batch_id}/events": Operation(
+        "followBatch",
+        FOLLOWING,
+        "Follow a batch",
+        [
+            Answer(
+                200,
+                "First the present state of each job (at most 1000), then every change, also of jobs that are added; "
+                "once the batch is over a last `batch` event with a BatchEvent. Other events as of `GET /jobs/events`.",
+                media_type="text/event-stream",
+                json_schema={"type": "string"},
+                examples={"started": examples.MANY_STREAM},
+            ),
+            Answer(204, "The reader has been told the end already: EventSource stops."),
+        ],
+        query=EventsQuerySchema,
+        headers=[LAST_EVENT_ID],
+        errors=[TooManyStreams],
+    ),
+    "GET /jobs/events": Operation(
+        "followJobs",
+        FOLLOWING,
+        "Follow a set of jobs, or all",
+        [
+            Answer(
+                200,
+                "With `job_ids`: first the present state of each, then every change, until all are finished. Without: "
+                "`open` (an OpenEvent), then whatever happens. The data of `status`, `progress` and `stalled` is a "
+                "JobEvent, of `deleted` a DeletedEvent, of `reset` (what was missed cannot be told: read anew) a "
+                "ResetEvent, of `problem` a ProblemEvent. A comment comes at least every 15 s.",
+                media_type="text/event-stream",
+                json_schema={"type": "string"},
+                examples={"started": examples.MANY_STREAM},
+            ),
+            Answer(204, "The reader has been told the end already: EventSource stops."),
+        ],
+        "Filters are joined by AND; `status` is met by the state before or after a change. The id of an event is a "
+        "position: who reconnects with it is told every job that changed since, in its present state.",
+        query=ManyEventsQuerySchema,
+        headers=[LAST_EVENT_ID],
+        errors=[TooManyStreams],
+    ),
+    "POST /tickets": Operation(
+        "createTicket",
+        FOLLOWING,
+        "A ticket for a stream",
+        [Answer(200, "The ticket.", [says.TicketAnswerSchema], examples={"a ticket": examples.TICKET})],
+        "A signed right to open one thing, as `?ticket=`, for browsers' EventSource, which cannot send a key. It lasts "
+        "15 minutes at most and ends with its key; a stream that it opened lives on.",
+        body=Body(TicketSchema, examples={"a job": {"job_id": examples.JOB_ID}, "everything": {"feed": True}}),
+        errors=[JobNotFound, JobExpired, JobDeleted, JobForbidden, BatchNotFound],
     ),
     "POST /jobs": Operation(
         "createJobs",

@@ -88,6 +88,11 @@ class Waker:
         """There is something to look at."""
         self._woken.set()
 
+    def reset(self) -> None:
+        """Versions begin anew."""
+        self.version = 0
+        self._woken.set()
+
     def give_up(self) -> None:
         """The client has hung up, or this process ends."""
         self.over = True

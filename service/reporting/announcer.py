@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from service.job import Job
-from service.stores.answers import batch_change_of, change_of, deletion_of, ready_answer
+from service.stores.answers import Written, batch_change_of, change_of, deletion_of, ready_answer
+from service.stores.event_channel import Notice
+from service.stores.job_table import Verdict
 from service.stores.outbox_table import OutboxTable
 from service.stores.ready import ReadyAnswer
 from service.stores.status_cache import Change, StatusCache
@@ -17,6 +19,11 @@ BatchName = tuple[int, str]
 """Account id and batch id."""
 
 AT_A_TIME: Final = 50
+
+
+def written_by(verdict: Verdict, job: Job) -> Written:
+    """`job` as a report left it."""
+    return Written(job, verdict.held_status, verdict.held_stalled, repeated=verdict.outcome == "same")
 
 
 class Announcer:
@@ -29,27 +36,27 @@ class Announcer:
         self.untold = 0  # commits acknowledged before Redis knew
 
     async def tell_changed(
-        self, jobs: Sequence[Job], xids: Iterable[str], batches: Iterable[BatchName] = ()
+        self, written: Sequence[Written], xids: Iterable[str], batches: Iterable[BatchName] = ()
     ) -> tuple[list[ReadyAnswer], bool]:
-        """The ready answers of `jobs`, and whether Redis has them all by now, with the `batches` whose counts moved."""
+        """The ready answers of the jobs, and whether Redis has them by now, with the `batches` whose counts moved."""
         answers = []
-        for job in jobs:
-            answers.append(ready_answer(job))
+        for one in written:
+            answers.append(ready_answer(one.job))
             if len(answers) % AT_A_TIME == 0:  # a thousand at once would hold up every poll
                 await asyncio.sleep(0)
-        changes = [change_of(job, answer) for job, answer in zip(jobs, answers, strict=True)]
+        changes = [change_of(one, answer) for one, answer in zip(written, answers, strict=True)]
         changes += [batch_change_of(*batch) for batch in sorted(set(batches))]
         told = await self._tell(changes, xids)
-        for job, answer in zip(jobs, answers, strict=True):
-            self._memory.keep((job.account_id, job.id), answer)
+        for one, answer in zip(written, answers, strict=True):
+            self._memory.keep((one.job.account_id, one.job.id), answer)
         return answers, told
 
-    async def tell_deleted(self, account_id: int, job_id: str, version: int, batch_id: str | None, xid: str) -> bool:
+    async def tell_deleted(self, notice: Notice, xid: str) -> bool:
         """Whether Redis has forgotten the job by now."""
-        self._memory.drop((account_id, job_id))
-        changes = [deletion_of(account_id, job_id, version, batch_id)]
-        if batch_id is not None:
-            changes.append(batch_change_of(account_id, batch_id))
+        self._memory.drop(notice.key)
+        changes = [deletion_of(notice)]
+        if notice.batch_id is not None:
+            changes.append(batch_change_of(notice.account_id, notice.batch_id))
         return await self._tell(changes, [xid])
 
     async def tell_batch(self, account_id: int, batch_id: str, xids: Iterable[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from zlib import crc32
 
 from service.job import Report
-from service.reporting.announcer import Announcer
+from service.reporting.announcer import Announcer, written_by
 from service.stores.job_table import BadValue, JobTable, Verdict
 from service.stores.ready import ReadyAnswer
 
@@ -132,7 +132,7 @@ class _Shard:
 
     async def _tell(self, group: Sequence[_Waiting], verdicts: Sequence[Verdict]) -> None:
         """Tells what was taken. A repeated state is told too: whoever made it may not have come to it yet."""
-        jobs = [verdict.job for verdict in verdicts if verdict.job is not None]
+        written = [written_by(verdict, verdict.job) for verdict in verdicts if verdict.job is not None]
         xids = {verdict.xid for verdict in verdicts if verdict.xid is not None}
         batches = {
             (verdict.job.account_id, verdict.job.batch_id)
@@ -140,7 +140,7 @@ class _Shard:
             if verdict.job is not None and verdict.job.batch_id is not None and waiting.report.status is not None
         }
         try:
-            answers, told = await self._announcer.tell_changed(jobs, xids, batches) if jobs else ([], True)
+            answers, told = await self._announcer.tell_changed(written, xids, batches) if written else ([], True)
         except Exception as error:
             for waiting in group:
                 waiting.fail(error)

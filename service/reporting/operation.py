@@ -41,8 +41,9 @@ from service.job import (
     mint_id,
     mint_public_id,
 )
-from service.reporting.announcer import Announcer
+from service.reporting.announcer import Announcer, written_by
 from service.reporting.collector import Collector, Taken
+from service.stores.answers import Written, deletion_notice
 from service.stores.batch_table import BatchTable
 from service.stores.connections import Connection, Postgres
 from service.stores.job_table import (
@@ -134,7 +135,9 @@ class Reporting:
             raise ValidationFailed({"batch_size": [reason]}) from error
         # A repeat is told too: whoever took the first request may not have come to it yet.
         present = created or await self._present(account_id, answer)
-        _, told = await self._announcer.tell_changed(present, xids, _batches_of(present))
+        _, told = await self._announcer.tell_changed(
+            [Written(job, repeated=not created) for job in present], xids, _batches_of(present)
+        )
         return Created(answer.body, answer.location, repeated=not created, told=told)
 
     async def report(self, report: Report) -> Reported:
@@ -175,7 +178,9 @@ class Reporting:
         if verdict.job is None:
             raise refusal(verdict, report)
         answers, told = await self._announcer.tell_changed(
-            [verdict.job], [verdict.xid] if verdict.xid else [], _batches_of([verdict.job]) if complete else ()
+            [written_by(verdict, verdict.job)],
+            [verdict.xid] if verdict.xid else [],
+            _batches_of([verdict.job]) if complete else (),
         )
         return Reported(answers[0], told)
 
@@ -194,9 +199,15 @@ class Reporting:
             raise PreconditionFailed(job_id=job_id)
         if deletion.outcome != "deleted_now":
             raise absent_job(deletion.outcome, job_id, deletion.expired_at)
-        return await self._announcer.tell_deleted(
-            account_id, job_id, deletion.version, deletion.batch_id, deletion.xid or ""
+        notice = deletion_notice(
+            (account_id, job_id),
+            deletion.version,
+            batch_id=deletion.batch_id,
+            user_id=deletion.user_id,
+            tags=deletion.tags,
+            previous_status=deletion.held_status,
         )
+        return await self._announcer.tell_deleted(notice, deletion.xid or "")
 
     async def _first_answer(
         self, connection: Connection[Any], account_id: int, idempotency: Idempotency | None

@@ -11,7 +11,7 @@ import structlog
 
 from service.errors import Unavailable
 from service.job import Job
-from service.stores.answers import batch_change_of, change_of, deletion_of, ready_answer
+from service.stores.answers import Written, batch_change_of, change_of, deletion_notice, deletion_of, ready_answer
 from service.stores.connections import Postgres
 from service.stores.job_table import JobTable
 from service.stores.keys import batch_of
@@ -85,8 +85,8 @@ class Relay:
         jobs = [key for key in keys if batch_of(key) is None]
         found = await self._table.read(jobs)
         return [
-            change_of(job, ready_answer(job)) if isinstance(job, Job) else deletion_of(account_id, job_id, 0, None)
-            for (account_id, job_id), job in zip(jobs, found, strict=True)
+            change_of(Written(job), ready_answer(job)) if isinstance(job, Job) else deletion_of(deletion_notice(key, 0))
+            for key, job in zip(jobs, found, strict=True)
         ] + [batch_change_of(*batch) for batch in batches]
 
 

@@ -11,6 +11,7 @@ import hiredis
 import orjson
 import structlog
 
+from service.job import FINISHED
 from service.stores.keys import HOME_TOPIC, account_topic, batch_topic, job_topic
 from service.stores.redis_address import Argument, RedisAddress
 from service.stores.redis_pipe import RedisError, pack
@@ -32,7 +33,9 @@ _log = structlog.get_logger(__name__)
 class Notice:
     """One change as it was announced. `body`: shape A; empty for a deletion, whose status is `deleted`.
 
-    `frames` is room for what is made of it, once for all who follow.
+    `previous_status`, `was_stalled`: before this change, where its writer knew; None: created, or not known.
+    `passed_through`: statuses between, where several changes are told as one. `frames` is room for what is made of it,
+    once for all who follow.
     """
 
     account_id: int
@@ -42,8 +45,12 @@ class Notice:
     changed_ms: int
     stalled: bool
     batch_id: str | None
+    user_id: str | None
     tags: list[str]
+    previous_status: str | None
+    was_stalled: bool | None
     body: bytes
+    passed_through: frozenset[str] = frozenset()
     frames: dict[Any, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     def encode(self) -> bytes:
@@ -56,7 +63,10 @@ class Notice:
             self.changed_ms,
             self.stalled,
             self.batch_id,
+            self.user_id,
             self.tags,
+            self.previous_status,
+            self.was_stalled,
         )
         return orjson.dumps(head) + b"\n" + self.body
 
@@ -64,13 +74,18 @@ class Notice:
     def decode(cls, message: bytes) -> Notice:
         """From what `encode` made. Raises ValueError or TypeError."""
         head, _, body = message.partition(b"\n")
-        account_id, job_id, version, status, changed_ms, stalled, batch_id, tags = orjson.loads(head)
-        return cls(account_id, job_id, version, status, changed_ms, stalled, batch_id, tags, body)
+        fields: list[Any] = orjson.loads(head)
+        return cls(*[*fields, body])
 
     @property
     def key(self) -> tuple[int, str]:
         """Of the job, or of the batch, that changed."""
         return self.account_id, self.job_id
+
+    @property
+    def ends(self) -> bool:
+        """Whether the job is finished, or gone, by it."""
+        return self.status in FINISHED or self.status == DELETED
 
     @property
     def topics(self) -> list[bytes]:

@@ -33,6 +33,7 @@ class Verdict:
     job: Job | None
     held_status: str | None
     held_attempt: int | None
+    held_stalled: bool | None
     expired_at: str | None
     xid: str | None
 
@@ -44,11 +45,17 @@ class Verdict:
 
 @dataclass(slots=True)
 class Deletion:
-    """What became of a request to delete. `deleted_now` or one of `ABSENCES` or `precondition_failed` in `outcome`."""
+    """What became of a request to delete. `deleted_now` or one of `ABSENCES` or `precondition_failed` in `outcome`.
+
+    `version`: its tombstone's. `held_status`, `batch_id`, `user_id`, `tags`: of the job that was.
+    """
 
     outcome: str
     version: int
+    held_status: str | None
     batch_id: str | None
+    user_id: str | None
+    tags: list[str]
     expired_at: str | None
     xid: str | None
 
@@ -160,7 +167,10 @@ class JobTable:
         return Deletion(
             outcome.get(row["outcome"], row["outcome"]),
             row["version"] or 0,
+            row["held_status"],
             row["batch_id"],
+            row["user_id"],
+            row["tags"] or [],
             _told(row["gone_expired_at"]),
             row["xid"],
         )
@@ -272,6 +282,7 @@ def _verdict(row: asyncpg.Record) -> Verdict:
         _job(row) if taken else None,
         row["held_status"],
         row["held_attempt"],
+        row["held_stalled"],
         _told(row["gone_expired_at"]),
         row["xid"],
     )

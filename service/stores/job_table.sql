@@ -1,6 +1,6 @@
 -- name: report
 -- The group commit: judges and writes any number of reports, at most one per job. See report_jobs in the migrations.
-select o.n, o.outcome, o.held_status, o.held_attempt, o.gone_expired_at, o.xid, (o.job).*
+select o.n, o.outcome, o.held_status, o.held_attempt, o.held_stalled, o.gone_expired_at, o.xid, (o.job).*
 from report_jobs($1::int[], $2::text[], $3::text[], $4::jsonb[], $5::text[], $6::jsonb[], $7::jsonb[], $8::int[], $9::text[], $10::bool[],
                  $11::bigint[], $12::bytea[]) o
 order by o.n;
@@ -15,7 +15,7 @@ select pg_current_xact_id()::text as xid;
 
 -- name: delete
 -- Removes a job and leaves its tombstone. See delete_job in the migrations.
-select outcome, gone_expired_at, version, batch_id, xid from delete_job($1, $2, $3);
+select outcome, gone_expired_at, version, held_status, batch_id, user_id, tags, xid from delete_job($1, $2, $3);
 
 -- name: read
 -- Any number of jobs by (account, id), in the order asked; a job that is not there comes with the reason.

@@ -57,6 +57,7 @@ class KeyMemory:
         self._table = table
         self._clock = clock
         self._entries: dict[bytes, _Entry] = {}
+        self._hashes: dict[str, bytes] = {}
         self._lookups: dict[bytes, asyncio.Task[Caller | None]] = {}
         self.forgotten: list[Callable[[list[str]], None]] = []
 
@@ -76,6 +77,19 @@ class KeyMemory:
         caller = self._recall(hash) or await asyncio.shield(self._lookup(hash))
         if caller is None:
             raise Unauthorized()
+        return caller
+
+    async def find_by_id(self, key_id: str) -> Caller:
+        """The caller of a key that is not presented itself, by its public name. Raises as `find` does."""
+        hash = self._hashes.get(key_id)
+        caller = None if hash is None else self._recall(hash)
+        if caller is None:
+            asked_at = self._clock()
+            found = await self._table.find_by_id(key_id)
+            if found is None:
+                raise Unauthorized("The key of this ticket is no longer valid.")
+            hash, caller = found
+            self._remember(hash, _Entry(caller, asked_at))
         return caller
 
     async def tick(self) -> None:
@@ -120,13 +134,20 @@ class KeyMemory:
 
     def _remember(self, hash: bytes, entry: _Entry) -> None:
         if len(self._entries) >= CAPACITY and hash not in self._entries:
-            del self._entries[next(iter(self._entries))]
+            self._drop(next(iter(self._entries)))
         self._entries[hash] = entry
+        self._hashes[entry.caller.key_id] = hash
+
+    def _drop(self, hash: bytes) -> _Entry | None:
+        entry = self._entries.pop(hash, None)
+        if entry is not None:
+            self._hashes.pop(entry.caller.key_id, None)
+        return entry
 
     def _drop_unused(self) -> None:
         unused_since = self._clock() - UNUSED_s
         for hash in [hash for hash, entry in self._entries.items() if entry.used_at <= unused_since]:
-            del self._entries[hash]
+            self._drop(hash)
 
     async def _not_valid(self, asked: list[bytes]) -> list[bytes]:
         """Those that Postgres does not confirm."""
@@ -142,7 +163,7 @@ class KeyMemory:
         return [hash for hash, entry in self._entries.items() if now >= entry.believed_until]
 
     def _forget(self, hashes: list[bytes]) -> None:
-        key_ids = [entry.caller.key_id for hash in hashes if (entry := self._entries.pop(hash, None))]
+        key_ids = [entry.caller.key_id for hash in hashes if (entry := self._drop(hash))]
         if key_ids:
             for hear in self.forgotten:
                 hear(key_ids)

@@ -46,6 +46,11 @@ class KeyTable:
         """Who calls with the key of this SHA-256; None if there is no such valid key."""
         return (await self.still_valid([hash])).get(hash)
 
+    async def find_by_id(self, key_id: str) -> tuple[bytes, Caller] | None:
+        """The SHA-256 of a valid key and who calls with it, by the key's public name."""
+        row = await self._postgres.fetchrow(STATEMENTS["valid_by_id"], key_id)
+        return None if row is None else (row["hash"], _caller(row))
+
     async def still_valid(self, hashes: Sequence[bytes]) -> dict[bytes, Caller]:
         """The valid ones of these keys by their SHA-256, in one query."""
         rows = await self._postgres.fetch(STATEMENTS["still_valid"], hashes)

@@ -4,6 +4,12 @@ select k.hash, k.account_id, a.name as account, k.id as key_id, k.scopes, k.expi
 from keys k join accounts a on a.id = k.account_id
 where k.hash = any ($1::bytea[]) and k.revoked_at is null and (k.expires_at is null or k.expires_at > clock_timestamp());
 
+-- name: valid_by_id
+-- $1 id. The hash of a valid key, and who calls with it.
+select k.hash, k.account_id, a.name as account, k.id as key_id, k.scopes, k.expires_at, k.limits
+from keys k join accounts a on a.id = k.account_id
+where k.id = $1 and k.revoked_at is null and (k.expires_at is null or k.expires_at > clock_timestamp());
+
 -- name: create
 -- $1 account name, $2 id, $3 hash, $4 scopes, $5 limits, $6 time until it expires or null. The account must exist.
 insert into keys (account_id, id, hash, scopes, limits, expires_at)

@@ -40,8 +40,18 @@ def batch_of(key: tuple[int, str]) -> str | None:
     return key[1].removeprefix(_BATCH) if key[1].startswith(_BATCH) else None
 
 
+_ACCOUNT: Final = "account/"
+
+
+def account_key(account_id: int) -> tuple[int, str]:
+    """The key of all jobs of an account, for those who follow them."""
+    return account_id, _ACCOUNT
+
+
 def topic_of(key: tuple[int, str]) -> bytes:
-    """Where changes of a job, or of a batch, are announced."""
+    """Where changes of a job, of a batch or of an account's jobs are announced."""
+    if key[1] == _ACCOUNT:
+        return account_topic(key[0])
     batch_id = batch_of(key)
     return job_topic(*key) if batch_id is None else batch_topic(key[0], batch_id)
 

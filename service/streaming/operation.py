@@ -1,4 +1,4 @@
-"""What is open: the streams of this process, their heartbeats and their ends."""
+"""What is open: the streams of this process, their heartbeats and their ends; and the stream of one job."""
 
 from __future__ import annotations
 
@@ -6,24 +6,35 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
-import orjson
 import structlog
 
 from service.errors import JobDeleted, JobExpired, JobwireError, TooManyStreams, Unavailable
 from service.hub import Hub
 from service.status_reader import StatusReader
-from service.stores.event_channel import DELETED, Notice
-from service.stores.ready import JobKey, ReadyAnswer
+from service.stores.answers import deletion_notice, present_notice
+from service.stores.ready import JobKey
 from service.streaming.frames import problem_event
-from service.streaming.stream import JobStream
+from service.streaming.job_stream import JobStream
 
 TICK_EVERY_s: Final = 0.25
 LAST_WORDS_s: Final = 1.0
 """How long a process that ends waits for its readers to take the end of their streams."""
 
 _log = structlog.get_logger(__name__)
+
+
+class Open(Protocol):
+    """A stream of events, or a WebSocket."""
+
+    key_id: str
+
+    def tick(self, now: float) -> None:
+        """Looks after itself; `now` is the loop's time."""
+
+    def end(self, last_words: bytes = b"", *, within_s: float | None = None) -> None:
+        """Ends cleanly, with an event that says why."""
 
 
 class Streams:
@@ -33,7 +44,7 @@ class Streams:
         self.hub = hub
         self.reader = reader
         self._most_per_key = most_per_key
-        self._open: set[JobStream] = set()
+        self._open: set[Open] = set()
         self._per_key: Counter[str] = Counter()
         self._closing = False
 
@@ -41,7 +52,7 @@ class Streams:
         return len(self._open)
 
     @contextmanager
-    def counted(self, stream: JobStream) -> Iterator[None]:
+    def counted(self, stream: Open) -> Iterator[None]:
         """`stream` is open while inside. Raises TooManyStreams, and Unavailable while the process ends."""
         if self._closing:
             raise Unavailable("This process is ending; another one takes over.")
@@ -69,11 +80,11 @@ class Streams:
         """Looks at every stream from time to time, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            try:
-                for stream in tuple(self._open):
+            for stream in tuple(self._open):
+                try:
                     stream.tick(loop.time())
-            except Exception:  # one stream's fault must not be the end of all looking after
-                _log.exception("tick_failed")
+                except Exception:  # one stream's fault must not be the end of all looking after
+                    _log.exception("tick_failed")
             await asyncio.sleep(TICK_EVERY_s)
 
     def end_of_keys(self, key_ids: Sequence[str]) -> None:
@@ -92,14 +103,8 @@ class Streams:
         try:
             stream.hear(present_notice(key, await self.reader.read(*key)))
         except (JobDeleted, JobExpired):
-            stream.hear(Notice(*key, stream.version + 1, DELETED, 0, False, None, [], b""))
+            stream.hear(deletion_notice(key, stream.version + 1))
         except Unavailable:
             pass  # the next reconcile asks again
         except JobwireError as error:
             stream.end(problem_event(error.error_type, error.detail))
-
-
-def present_notice(key: JobKey, answer: ReadyAnswer) -> Notice:
-    """The present state of a job as if it had just been announced."""
-    stalled = bool(orjson.loads(answer.shape_a)["stalled"])
-    return Notice(*key, answer.version, answer.status, answer.changed_ms, stalled, None, [], answer.shape_a)

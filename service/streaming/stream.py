@@ -1,4 +1,4 @@
-"""One reader's stream: the newest state of its job, as fast as its socket takes it, and never a backlog."""
+"""One reader's stream: what its socket takes, when it takes it, and how it ends."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 from random import uniform
 from typing import Final
 
-from service.job import FINISHED
-from service.stores.event_channel import DELETED, Notice
-from service.streaming.frames import COMMENT, Form, event_frame
+from service.streaming.frames import COMMENT, Form
 
 LIFETIME_s: Final = 600.0
 """At most: a key that nobody uses leaves memory after as long, and could no longer be revoked there."""
@@ -19,64 +17,35 @@ STUCK_FOR_s: Final = 10.0
 BUFFER_bytes: Final = 64 * 1024
 
 
-class JobStream:
-    """A follower that writes. It keeps one slot, the latest change; only a finished state is never overwritten.
+class Stream:
+    """Writes into the reader's socket. What there is to say is up to the kinds of streams: `flush` and `has_more`.
 
-    Nothing is written before `start`. `ended`: there is nothing more to write. `attention` is set when the job must
+    Nothing is written before `begin`. `ended`: there is nothing more to write. `attention` is set when something must
     be read anew, and at the end.
     """
 
     def __init__(self, transport: asyncio.Transport, key_id: str, form: Form) -> None:
         self.key_id = key_id
-        self._form = form
-        self._started = False
-        self.version = 0
         self.ended = False
         self.attention = asyncio.Event()
+        self._over = asyncio.Event()
+        self._form = form
+        self._started = False
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._slots: list[Notice] = []
-        self._sent_status: str | None = None
-        self._sent_stalled = False
         self._wrote_at = self._loop.time()
         self._blocked_since: float | None = None
         self._let_go_at = float("inf")
         self._ends_at = self._wrote_at + LIFETIME_s * uniform(0.8, 0.99)  # noqa: S311
 
-    def start(self, present: Notice, *, known: bool) -> None:
-        """Begins with the present state of the job, or (`known`) after it; what was heard meanwhile may be newer."""
-        self._started = True
-        if known:
-            self.version = max(self.version, present.version)
-            self._sent_status, self._sent_stalled = present.status, present.stalled
-            self._slots = [notice for notice in self._slots if notice.version > present.version]
-        else:
-            self.hear(present)
-        self.flush()
-
-    def hear(self, notice: Notice) -> None:
-        """A change; an older one than was heard before says nothing new, and nothing comes after a deletion."""
-        if notice.version <= self.version or self.ended or (self._slots and self._slots[-1].status == DELETED):
-            return
-        self.version = notice.version
-        if self._slots and self._slots[-1].status not in FINISHED:
-            self._slots[-1] = notice
-        else:  # a deletion, and a retry, wait behind a finished state that was not sent yet
-            self._slots.append(notice)
-        self.flush()
-
-    def resync(self) -> None:
-        """Something may have been missed: whoever holds the stream reads the job."""
-        self.attention.set()
+    @property
+    def has_more(self) -> bool:
+        """Whether something waits to be written."""
+        raise NotImplementedError
 
     def flush(self) -> None:
         """Writes what the socket takes."""
-        while self._slots and self._takes_more():
-            notice = self._slots.pop(0)
-            self._write(event_frame(notice, self._name_of(notice), self._sent_status, self._form))
-            self._sent_status, self._sent_stalled = notice.status, notice.stalled
-            if not self._slots and (notice.status in FINISHED or notice.status == DELETED):
-                self.end()
+        raise NotImplementedError
 
     def end(self, last_words: bytes = b"", *, within_s: float | None = None) -> None:
         """Ends the stream cleanly, or by hanging up on a reader that does not take the end `within_s`."""
@@ -85,7 +54,16 @@ class JobStream:
             if last_words and self._started and not self._transport.is_closing():
                 self._write(self._form.framed(last_words))
             self.ended = True
+            self._over.set()
             self.attention.set()
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Waits for so long, or to the end: whether it has ended."""
+        try:
+            await asyncio.wait_for(self._over.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     def tick(self, now: float) -> None:
         """Looked at from time to time by one timer for all streams."""
@@ -94,7 +72,7 @@ class JobStream:
                 self._transport.abort()
         elif self._transport.is_closing() or now >= self._ends_at:
             self.end()
-        elif self._slots:
+        elif self.has_more:
             self.flush()
             if self._blocked_since is not None and now - self._blocked_since > STUCK_FOR_s:
                 self._transport.abort()
@@ -116,10 +94,3 @@ class JobStream:
         """Straight into the transport: the response's own writer awaits, and a hub cannot."""
         self._transport.write(frame)
         self._wrote_at = self._loop.time()
-
-    def _name_of(self, notice: Notice) -> str:
-        if notice.status == DELETED:
-            return "deleted"
-        if notice.status != self._sent_status:
-            return "status"
-        return "stalled" if notice.stalled != self._sent_stalled else "progress"

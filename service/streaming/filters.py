@@ -1,0 +1,27 @@
+"""Which changes a reader of many jobs wants to hear of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.stores.event_channel import Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """All that are given must hold. `statuses`: of the job before or after the change; empty: any."""
+
+    user_id: str | None = None
+    tags: frozenset[str] = frozenset()
+    statuses: frozenset[str] = frozenset()
+
+    def match(self, notice: Notice) -> bool:
+        """Whether the reader hears of this change."""
+        if self.user_id is not None and notice.user_id != self.user_id:
+            return False
+        if self.tags and not self.tags.issubset(notice.tags):
+            return False
+        if not self.statuses:
+            return True
+        passed = notice.passed_through | {notice.status, notice.previous_status}
+        return not self.statuses.isdisjoint(passed)

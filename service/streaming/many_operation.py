@@ -1,0 +1,293 @@
+"""Following many jobs: where each kind of stream begins, what it catches up with, and when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import orjson
+
+from service.errors import BatchNotFound, JobDeleted, JobExpired, JobNotFound, JobwireError, Unavailable
+from service.hub import Hub
+from service.status_reader import StatusReader
+from service.stores.answers import present_notice
+from service.stores.change_table import Changed, ChangeTable, PositionUnknown
+from service.stores.event_channel import Notice
+from service.stores.keys import account_key, batch_key
+from service.stores.ready import JobKey, ReadyAnswer
+from service.streaming.event_id import batch_end_id, position_id, read_position
+from service.streaming.frames import open_event, plain_event, problem_event, reset_event
+from service.streaming.many_stream import ManyStream, Seat
+
+MOST_CHANGES: Final = 10_000
+"""A reader that missed more reads anew."""
+AT_ONCE: Final = 200
+LOOKED_AT_EVERY_s: Final = 0.5
+"""How often at most a batch that changes all the time is asked whether it is over."""
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stream that may begin: with what, from which id and position, and what to do until it ends."""
+
+    opening: bytes
+    event_id: bytes | None
+    position: int
+    attend: Callable[[], Awaitable[None]]
+
+
+class Following:
+    """Opens the streams of many jobs. Each method gives None where the reader has been told everything to the end."""
+
+    def __init__(self, hub: Hub, reader: StatusReader, changes: ChangeTable) -> None:
+        self._hub = hub
+        self._reader = reader
+        self._changes = changes
+
+    def position_id(self, position: int) -> bytes:
+        """The id of a position, or of the one up to which the hub has told everything, if that is newer."""
+        return position_id(self._changes.identity, max(position, self._hub.position or 0))
+
+    @asynccontextmanager
+    async def jobs(
+        self, stream: ManyStream, account_id: int, job_ids: Sequence[str], known_id: str | None
+    ) -> AsyncIterator[Opened | None]:
+        """A set of jobs: ends once all are finished or gone. One that is unknown is told as gone, and may come yet."""
+        seats = [stream.take_seat((account_id, job_id)) for job_id in job_ids]
+        stream.follow_to_the_end(job_ids)
+        async with self._hub.follow_all([(seat.key, seat) for seat in seats]):
+            missed = await self._missed(known_id, account_id, None)
+            position = await self._position_if_known() if missed is None else missed.position
+            await self._read_seats(stream, seats, None if missed is None else missed.changes)
+            if stream.is_over and (stream.end_id == _as_id(known_id) or (missed is not None and stream.drained)):
+                yield None
+            else:
+                event_id = None if missed is None else _as_id(known_id)
+                yield Opened(b"", event_id, position, partial(self._attend_jobs, stream))
+
+    @asynccontextmanager
+    async def batch(
+        self, stream: ManyStream, account_id: int, batch_id: str, known_id: str | None
+    ) -> AsyncIterator[Opened | None]:
+        """All jobs of a batch, later ones too: ends with `event: batch` once it is over. Raises BatchNotFound."""
+        key = batch_key(account_id, batch_id)
+        watch = _Watch(stream)
+        async with self._hub.listen(key, stream) as now, self._hub.follow(key, watch):
+            missed = await self._missed(known_id, account_id, batch_id)
+            position = now if missed is None else missed.position
+            answer = await self._read_batch(key, batch_id)
+            if known_id is not None and answer.finished and batch_end_id(answer.etag) == _as_id(known_id):
+                yield None
+                return
+            changes = {} if missed is None else missed.changes
+            first = [(account_id, job["job_id"]) for job in orjson.loads(answer.shape_a)["jobs"]]
+            keys = first if missed is None else list(changes)
+            stream.catching_up = True
+            event_id = None if missed is None else _as_id(known_id)
+            yield Opened(
+                b"", event_id, position, partial(self._attend_batch, stream, watch, key, batch_id, keys, changes)
+            )
+
+    @asynccontextmanager
+    async def feed(self, stream: ManyStream, account_id: int, known_id: str | None) -> AsyncIterator[Opened]:
+        """Everything that happens in an account from now, or from the reader's position, on."""
+        async with self._hub.listen(account_key(account_id), stream) as position:
+            missed = await self._missed(known_id, account_id, None)
+            now = self.position_id(position)
+            if missed is not None and missed.changes:
+                stream.catching_up = True
+                event_id, changes = _as_id(known_id) or now, missed.changes
+            else:
+                event_id, changes = now, {}
+            opening = reset_event(now) if known_id and missed is None else open_event(event_id)
+            yield Opened(opening, event_id, position, partial(self._attend_feed, stream, list(changes), changes))
+
+    # where a reader goes on
+
+    async def _missed(self, known_id: str | None, account_id: int, batch_id: str | None) -> _Missed | None:
+        """What happened since the reader's position; None where it has none that is known, or missed too much."""
+        position = read_position(self._changes.identity, known_id or "")
+        if position is None:
+            return None
+        whole = [account_id] if batch_id is None else []
+        batches = [] if batch_id is None else [(account_id, batch_id)]
+        missed: dict[JobKey, Changed] = {}
+        told_up_to = position
+        try:
+            async for told_up_to, page in self._changes.since(position, accounts=whole, batches=batches):  # noqa: B007
+                for key, change in page.items():
+                    if batch_id is None or change.batch_id == batch_id:
+                        missed[key] = _both(missed.get(key), change)
+                if len(missed) > MOST_CHANGES:
+                    return None
+        except (PositionUnknown, Unavailable):
+            return None
+        return _Missed(told_up_to, missed)
+
+    async def _position_if_known(self) -> int:
+        """0 while Postgres is away: a reader that comes back is told everything anew."""
+        try:
+            return await self._changes.position()
+        except Unavailable:
+            return 0
+
+    async def _read_batch(self, key: JobKey, batch_id: str) -> ReadyAnswer:
+        try:
+            return await self._reader.read(*key)
+        except JobNotFound:
+            raise BatchNotFound(batch_id) from None
+
+    # until it ends
+
+    async def _attend_jobs(self, stream: ManyStream) -> None:
+        while not stream.ended:
+            await stream.attention.wait()
+            stream.attention.clear()
+            if stream.doubted and not stream.ended:
+                await self._read_doubted(stream)
+
+    async def _read_doubted(self, stream: ManyStream) -> None:
+        """Until it is read the stream gives no newer position."""
+        doubted, stream.doubted, stream.reading = stream.doubted, {}, True
+        try:
+            await self._read_seats(stream, list(doubted.values()), None)
+        except Unavailable:
+            stream.doubted = doubted | stream.doubted
+            if not await stream.ends_within(LOOKED_AT_EVERY_s):
+                stream.attention.set()
+        stream.reading = False
+        stream.flush()
+
+    async def _attend_batch(
+        self,
+        stream: ManyStream,
+        watch: _Watch,
+        key: JobKey,
+        batch_id: str,
+        keys: Sequence[JobKey],
+        changes: Mapping[JobKey, Changed],
+    ) -> None:
+        await self._catch_up(stream, keys, changes)
+        while not stream.ended:
+            stream.attention.clear()
+            try:
+                answer = await self._read_batch(key, batch_id)
+            except Unavailable:
+                await stream.ends_within(LOOKED_AT_EVERY_s)
+                continue
+            watch.version = answer.version
+            if answer.finished:
+                await self._end_batch(stream, answer)
+            elif not await stream.ends_within(LOOKED_AT_EVERY_s):
+                await stream.attention.wait()
+
+    async def _end_batch(self, stream: ManyStream, answer: ReadyAnswer) -> None:
+        """Every job's last state first, also of those that no message told; then the batch itself."""
+        settled = asyncio.ensure_future(self._hub.settle())
+        while not settled.done() and not stream.ended:
+            await asyncio.wait([settled], timeout=LOOKED_AT_EVERY_s)
+        settled.cancel()
+        counts = {
+            name: value
+            for name, value in orjson.loads(answer.shape_a).items()
+            if name not in ("jobs", "jobs_truncated")
+        }
+        stream.finish(plain_event("batch", counts, batch_end_id(answer.etag)))
+        while not stream.ended:
+            await stream.attention.wait()
+            stream.attention.clear()
+
+    async def _attend_feed(self, stream: ManyStream, keys: Sequence[JobKey], changes: Mapping[JobKey, Changed]) -> None:
+        await self._catch_up(stream, keys, changes)
+        while not stream.ended:
+            await stream.attention.wait()
+            stream.attention.clear()
+
+    async def _catch_up(self, stream: ManyStream, keys: Sequence[JobKey], changes: Mapping[JobKey, Changed]) -> None:
+        """Tells the present state of these jobs, as fast as the reader takes it."""
+        for some in _in_parts(keys):
+            for key in some:
+                stream.take_seat(key)
+            try:
+                notices = await self._hub.retell(some, changes) if changes else await self._present(some)
+            except Unavailable as error:
+                stream.end(problem_event(error.error_type, error.detail))
+                return
+            for notice in notices:
+                stream.hear(notice)
+            while not stream.drained:
+                if await stream.ends_within(0.05):
+                    return
+        stream.catching_up = False
+
+    async def _present(self, keys: Sequence[JobKey]) -> list[Notice]:
+        found = await self._reader.read_many(keys[0][0], [job_id for _, job_id in keys])
+        return [
+            present_notice(key, answer)
+            for key, answer in zip(keys, found, strict=True)
+            if not isinstance(answer, JobwireError)
+        ]
+
+    async def _read_seats(
+        self, stream: ManyStream, seats: Sequence[Seat], changed: Mapping[JobKey, Changed] | None
+    ) -> None:
+        """The present state of each. `changed` (None: all): what the reader lacks; the others it knows."""
+        for some in _in_parts(seats):
+            found = await self._reader.read_many(some[0].key[0], [seat.key[1] for seat in some])
+            for seat, answer in zip(some, found, strict=True):
+                known = changed is not None and seat.key not in changed
+                if isinstance(answer, JobwireError):
+                    stream.lose(seat, for_good=isinstance(answer, JobDeleted | JobExpired), known=known)
+                elif not known:
+                    stream.hear(present_notice(seat.key, answer))
+                else:
+                    stream.learn(present_notice(seat.key, answer))
+
+
+@dataclass(frozen=True, slots=True)
+class _Missed:
+    """What changed since a reader's position, and the position that holds once it was told."""
+
+    position: int
+    changes: dict[JobKey, Changed]
+
+
+class _Watch:
+    """Follows the counts of a batch: whether it is over is asked when they change."""
+
+    def __init__(self, stream: ManyStream) -> None:
+        self.version = 0
+        self._stream = stream
+
+    def hear(self, notice: Notice) -> None:
+        """The counts changed."""
+        self._stream.attention.set()
+
+    def resync(self) -> None:
+        """The counts changed, or may have."""
+        self._stream.attention.set()
+
+    def reset(self) -> None:
+        """Versions begin anew."""
+        self.version = 0
+        self._stream.attention.set()
+
+
+def _in_parts(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    return (items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE))
+
+
+def _as_id(known_id: str | None) -> bytes | None:
+    return known_id.encode() if known_id and known_id.isascii() else None
+
+
+def _both(earlier: Changed | None, later: Changed) -> Changed:
+    if earlier is not None:
+        later.statuses |= earlier.statuses
+    return later
