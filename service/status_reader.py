@@ -27,6 +27,7 @@ class StatusReader:
         self._cache = cache
         self._memory = memory
         self._truth = JoinedReads(truth.read)
+        self._versions = truth.versions
         self._tasks: set[asyncio.Task[None]] = set()
         self.from_memory = self.from_redis = self.from_postgres = 0
 
@@ -61,6 +62,23 @@ class StatusReader:
             if isinstance(end, BaseException) and (isinstance(end, Unavailable) or not isinstance(end, JobwireError)):
                 raise end
         return cast("list[ReadyAnswer | JobwireError]", ends)
+
+    async def read_many_confirmed(self, account_id: int, job_ids: Sequence[str]) -> list[ReadyAnswer | JobwireError]:
+        """As `read_many`, and no older than what Postgres holds when this is called, whether Redis was told or not."""
+        found = await self.read_many(account_id, job_ids)
+        versions = await self._versions([(account_id, job_id) for job_id in job_ids])
+        older = [n for n, version in enumerate(versions) if _version_of(found[n]) != version and is_job_id(job_ids[n])]
+        reads = (self._confirmed((account_id, job_ids[n])) for n in older)
+        for n, answer in zip(older, await asyncio.gather(*reads), strict=True):
+            found[n] = answer
+        return found
+
+    async def _confirmed(self, key: JobKey) -> ReadyAnswer | JobwireError:
+        ready = await self._from_postgres(key)
+        try:
+            return self._present(key, ready)
+        except JobwireError as absent:
+            return absent
 
     async def _read_if_job(self, account_id: int, job_id: str) -> ReadyAnswer:
         if not is_job_id(job_id):
@@ -115,3 +133,7 @@ class StatusReader:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _version_of(found: ReadyAnswer | JobwireError) -> int | None:
+    return found.version if isinstance(found, ReadyAnswer) else None

@@ -74,7 +74,7 @@ class Waker:
         if notice.version > self.version and (ends or self._is_known is not None):
             self._woken.set()
 
-    def resync(self) -> None:
+    def resync(self, version: int = 0) -> None:
         """Something may have been missed."""
         self._woken.set()
 

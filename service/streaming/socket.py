@@ -8,7 +8,7 @@ from typing import Final
 
 from service.stores.event_channel import Notice
 from service.streaming.slot import Slot
-from service.streaming.stream import LIFETIME_s
+from service.streaming.stream import LIFETIME_s, STUCK_FOR_s
 
 FINISHED_CODE: Final = 1000
 GOING_AWAY_CODE: Final = 1001
@@ -18,7 +18,8 @@ REFUSED_CODE: Final = 1008
 class JobSocket:
     """Follows one job for whoever sends. `attention`: there is something to send or to read anew, or it has ended.
 
-    `doubted`: the job must be read anew. `close_code`: with which the socket is to be closed, and why.
+    `doubted`: the job must be read anew. `close_code`: with which the socket is to be closed, and why; `let_go_s`: how
+    long its client may take to agree.
     """
 
     def __init__(self, key_id: str) -> None:
@@ -27,6 +28,7 @@ class JobSocket:
         self.ended = False
         self.doubted = False
         self.close_code, self.close_reason = GOING_AWAY_CODE, "connect again"
+        self.let_go_s = STUCK_FOR_s
         self.attention = asyncio.Event()
         self._slot = Slot()
         self._ends_at = asyncio.get_running_loop().time() + LIFETIME_s * uniform(0.8, 0.99)  # noqa: S311
@@ -38,7 +40,7 @@ class JobSocket:
             self._slot.add(notice)
             self.attention.set()
 
-    def resync(self) -> None:
+    def resync(self, version: int = 0) -> None:
         """Something may have been missed."""
         self.doubted = True
         self.attention.set()
@@ -46,6 +48,7 @@ class JobSocket:
     def reset(self) -> None:
         """Postgres was restored: the job may have an older version than was told."""
         self.version = 0
+        self._slot = Slot()
         self.resync()
 
     @property
@@ -67,6 +70,7 @@ class JobSocket:
         if last_words and not self.ended:
             self.close_code, self.close_reason = REFUSED_CODE, "the key is no longer valid"
         self.ended = True
+        self.let_go_s = STUCK_FOR_s if within_s is None else within_s
         self.attention.set()
 
     def tick(self, now: float) -> None:
