@@ -240,6 +240,12 @@ class EventsQuerySchema(Schema):
     ticket = fields.String(load_default=None)
 
 
+class SocketQuerySchema(Schema):
+    """`GET /jobs/{id}/status?ticket=` with a WebSocket upgrade."""
+
+    ticket = fields.String(load_default=None)
+
+
 class Ids(fields.Field[list[str]]):
     """`a,b,c` in a query, or an array in a body: 1 to `most` ids. What cannot be an id is simply not found."""
 

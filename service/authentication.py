@@ -126,21 +126,22 @@ class Door:
     def streams(self, handler: HandlerWithCaller, *, public: bool = False) -> Handler:
         """Following, by key or ticket: a place first; its headers are left for the handler, which answers by itself."""
 
-        guarded = self._after_a_place(handler, READ, "stream")
+        follow = self._follows(handler, public=public)
 
         async def open_to_all(request: web.Request) -> web.StreamResponse:
-            if presented_key(request.headers) is None:
-                if (ticket := request.query.get("ticket")) is not None:
-                    return await self._with_ticket(request, ticket, handler)
-                if public:
-                    return await self._without_key(request, handler, "stream")
-            return await guarded(request)
+            try:
+                return await follow(request)
+            except (RateLimited, TooManyStreams, Unavailable) as error:
+                if not _has_ticket(request):
+                    raise
+                return await self._tell_in_stream(request, error)
 
         self.needs[open_to_all] = Needs(READ, "stream", public, ticket=True)
         return open_to_all
 
-    def upgrades(self, socket: Handler, *, otherwise: Handler) -> Handler:
-        """`socket` for requests that ask for a WebSocket."""
+    def upgrades(self, handler: HandlerWithCaller, *, otherwise: Handler) -> Handler:
+        """`handler` for requests that ask for a WebSocket: as `streams`, but every refusal is one of the handshake."""
+        socket = self._follows(handler, public=self.needs[otherwise].public)
 
         async def either(request: web.Request) -> web.StreamResponse:
             if hdrs.UPGRADE in request.headers and request.headers[hdrs.UPGRADE].lower() == "websocket":
@@ -150,17 +151,34 @@ class Door:
         self.needs[either] = self.needs[otherwise]
         return either
 
-    async def _with_ticket(self, request: web.Request, ticket: str, handler: HandlerWithCaller) -> web.StreamResponse:
+    def _follows(self, handler: HandlerWithCaller, *, public: bool) -> Handler:
+        async def follow(request: web.Request) -> web.StreamResponse:
+            if _has_ticket(request):
+                return await self._follow(request, self._caller_of_ticket, handler)
+            if public and presented_key(request.headers) is None:
+                return await self._without_key(request, handler, "stream")
+            return await self._follow(request, self._caller_of_key, handler)
+
+        return follow
+
+    async def _follow(
+        self, request: web.Request, who: Callable[[web.Request], Awaitable[Caller]], handler: HandlerWithCaller
+    ) -> web.StreamResponse:
+        """A place first. Then who calls is asked once more: a key that ends meanwhile ends only what is open."""
+        caller = await who(request)
+        policy = policy_of(caller, "stream")
+        if policy is None:
+            return await handler(request, caller)
+        grant = await self._limiter.take(caller.key_id, policy)
+        return await _with_place(request, await who(request), handler, grant)
+
+    async def _caller_of_key(self, request: web.Request) -> Caller:
+        return self._known(request, READ) or await self._find(request, READ)
+
+    async def _caller_of_ticket(self, request: web.Request) -> Caller:
         """As with the key that made the ticket, but for one thing only."""
-        key_id, right = self._tickets.read(ticket)
-        try:
-            caller = replace(_allowed(await self._keys.find_by_id(key_id), READ), right=right)
-            policy = policy_of(caller, "stream")
-            if policy is None:
-                return await handler(request, caller)
-            return await _with_place(request, caller, handler, await self._limiter.take(caller.key_id, policy))
-        except (RateLimited, TooManyStreams, Unavailable) as error:
-            return await self._tell_in_stream(request, error)
+        key_id, right = self._tickets.read(request.query["ticket"])
+        return replace(_allowed(await self._keys.find_by_id(key_id), READ), right=right)
 
     def _after_a_place(self, handler: HandlerWithCaller, scope: str, policy_name: str) -> Handler:
         async def guarded(request: web.Request) -> web.StreamResponse:
@@ -241,6 +259,11 @@ class Door:
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         forwarded_for = request.headers.getall("X-Forwarded-For", [])
         return client_address(peer[0] if peer else None, forwarded_for, self._trusted)
+
+
+def _has_ticket(request: web.Request) -> bool:
+    """Whether a ticket says who calls; a key beside it counts more."""
+    return "ticket" in request.query and presented_key(request.headers) is None
 
 
 async def _with_place(

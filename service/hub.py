@@ -35,15 +35,17 @@ _log = structlog.get_logger(__name__)
 
 
 class Follower(Protocol):
-    """Whoever follows one job, or the counts of one batch. `version` is the newest that it knows of."""
+    """Whoever follows one job, or the counts of one batch."""
 
-    version: int
+    @property
+    def version(self) -> int | None:
+        """The newest that it knows of; 0: none yet; None: it knows that the job is gone."""
 
     def hear(self, notice: Notice) -> None:
         """A change was announced."""
 
-    def resync(self) -> None:
-        """Something may have been missed: read anew."""
+    def resync(self, version: int = 0) -> None:
+        """Something may have been missed: read anew. `version`: the one that Postgres has by now, at least."""
 
     def reset(self) -> None:
         """Versions have begun anew, because Postgres was restored: nothing that was heard before counts."""
@@ -241,13 +243,15 @@ class Hub:
             return
         if message[:LIFE_LENGTH] != self._life().encode():  # its version cannot be compared with ours
             self._resync(topic)
+            self._compare_soon(topic)
             return
         notice = Notice.decode(message[LIFE_LENGTH:])
-        if notice.status == BATCH_CHANGED:
+        if notice.status == BATCH_CHANGED:  # of the job that changed it a message of its own tells
             self._tell_of_batch(topic)
             return
         if not notice.version:  # the relay knows that a job is gone: no more was said
             self._resync(topic)
+            self._compare_soon(topic)
             return
         if topic.followers and notice.key == topic.key:  # else it is a job's change on its batch's topic
             for follower in tuple(topic.followers):
@@ -273,13 +277,15 @@ class Hub:
     def _resync(self, topic: _Topic) -> None:
         for follower in tuple(topic.followers):
             follower.resync()
-        if topic.heard is not None and batch_of(topic.key) is None:
+
+    def _compare_soon(self, topic: _Topic) -> None:
+        """For those who listen: what they missed is found in Postgres."""
+        if topic.heard is not None:
             self._hurry.set()
 
     def _resync_all(self) -> None:
         for topic in tuple(self._topics.values()):
-            for follower in tuple(topic.followers):
-                follower.resync()
+            self._resync(topic)
         self._hurry.set()
 
     # reconciling
@@ -288,10 +294,11 @@ class Hub:
         if not self._topics:
             self.position = None
             return
-        began_at = await self._changes.position()
+        began_at, began_in = await self._changes.position(), self._identity
         await self._find_newer()
         await self._find_unheard(began_at)
-        self.position = began_at
+        if self._identity == began_in:  # a position of another Postgres means nothing in this one
+            self.position = began_at
 
     async def _find_newer(self) -> None:
         """Of what is followed one by one the versions say whether something was missed."""
@@ -301,9 +308,9 @@ class Hub:
         for key, version in zip(keys, await self._truth.versions(keys), strict=True):
             topic = self._topics.get(topic_of(key))
             for follower in tuple(topic.followers) if topic is not None else ():
-                if version is None or version > follower.version:
+                if lacked := _lacked_version(follower.version, version):
                     self.repaired += 1
-                    follower.resync()
+                    follower.resync(lacked)
 
     async def _find_unheard(self, began_at: int) -> None:
         """What changed in batches and accounts that are listened to, and no message told."""
@@ -331,14 +338,14 @@ class Hub:
         unheard = [
             key
             for key, change in changes.items()
-            if any(_lacks(topic, key, change) for topic in self._listened(key, change))
+            if any(_is_unheard(topic, key, change) for topic in self._listened(key, change))
         ]
         for start in range(0, len(unheard), READ_AT_ONCE):
             keys = unheard[start : start + READ_AT_ONCE]
             for notice in await self.retell(keys, changes):
                 self.repaired += 1
                 for topic in self._listened(notice.key, changes[notice.key]):
-                    if topic.heard is not None and _lacks(topic, notice.key, changes[notice.key]):
+                    if topic.heard is not None and _is_unheard(topic, notice.key, changes[notice.key]):
                         _tell(topic, topic.heard, notice)
 
     def _listened(self, key: JobKey, change: Changed) -> list[_Topic]:
@@ -373,7 +380,16 @@ class Hub:
         return notices
 
 
-def _lacks(topic: _Topic, key: JobKey, change: Changed) -> bool:
+def _lacked_version(known: int | None, present: int | None) -> int:
+    """The version that a follower lacks, at least; 0: none. A job that is gone left a tombstone, one newer."""
+    if known is None:
+        return 0
+    if present is None:
+        return known + 1 if known else 0
+    return present if present > known else 0
+
+
+def _is_unheard(topic: _Topic, key: JobKey, change: Changed) -> bool:
     if topic.heard is None or topic.since is None or change.at < topic.since:
         return False
     last = topic.heard.last(key[1])

@@ -45,7 +45,7 @@ def routes(
         web.get("/jobs/{job_id}", polls(polling.job, public=True)),
         web.get(
             "/jobs/{job_id}/status",
-            door.upgrades(streams(sockets.job_status, public=True), otherwise=polls(polling.status, public=True)),
+            door.upgrades(sockets.job_status, otherwise=polls(polling.status, public=True)),
         ),
         web.get("/jobs/{job_id}/result", polls(polling.result, free=None)),
         web.get("/jobs/{job_id}/results", polls(polling.result, free=None)),

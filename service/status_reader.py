@@ -38,6 +38,7 @@ class StatusReader:
         self._truth = JoinedReads(truth.read)
         self._truth_of_batches = SpacedReads(self._truth)  # a batch is a thousand jobs
         self._fills: dict[JobKey, tuple[str, Ready]] = {}
+        self._versions = truth.versions
         self._tasks: set[asyncio.Task[None]] = set()
         self.from_memory = self.from_redis = self.from_postgres = 0
 
@@ -80,6 +81,23 @@ class StatusReader:
                 raise end
             found[key[1]] = end
         return [found[job_id] if job_id in found else JobNotFound(job_id) for job_id in job_ids]
+
+    async def read_many_confirmed(self, account_id: int, job_ids: Sequence[str]) -> list[ReadyAnswer | JobwireError]:
+        """As `read_many`, and no older than what Postgres holds when this is called, whether Redis was told or not."""
+        found = await self.read_many(account_id, job_ids)
+        versions = await self._versions([(account_id, job_id) for job_id in job_ids])
+        older = [n for n, version in enumerate(versions) if _version_of(found[n]) != version and is_job_id(job_ids[n])]
+        reads = (self._confirmed((account_id, job_ids[n])) for n in older)
+        for n, answer in zip(older, await asyncio.gather(*reads), strict=True):
+            found[n] = answer
+        return found
+
+    async def _confirmed(self, key: JobKey) -> ReadyAnswer | JobwireError:
+        ready = await self._from_postgres(key)
+        try:
+            return self._present(key, ready)
+        except JobwireError as absent:
+            return absent
 
     async def close(self) -> None:
         """Waits for what is in flight."""
@@ -169,3 +187,7 @@ class StatusReader:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _version_of(found: ReadyAnswer | JobwireError) -> int | None:
+    return found.version if isinstance(found, ReadyAnswer) else None

@@ -80,7 +80,7 @@ class Waker:
         if notice.version > self.version and (ends or self._is_known is not None):
             self.wake()
 
-    def resync(self) -> None:
+    def resync(self, version: int = 0) -> None:
         """Something may have been missed."""
         self.on_doubt()
 

@@ -14,7 +14,8 @@ from service.stores.ready import JobKey
 
 _SQL: Final = load("change_table")
 
-ROWS_AT_ONCE: Final = 1_000
+ROWS_AT_ONCE: Final = 200
+"""A row may name a thousand jobs: more rows would hold up everybody else while they are read."""
 FORGOTTEN_AT_ONCE: Final = 1_000
 
 
@@ -30,6 +31,14 @@ class Changed:
     gone: bool
     batch_id: str | None
     statuses: set[str] = field(default_factory=set)
+
+    def after(self, earlier: Changed | None) -> Changed:
+        """What happened to the job in all, where this was found behind `earlier`."""
+        if earlier is None:
+            return self
+        newest = max(self, earlier, key=lambda change: change.version)
+        newest.statuses = self.statuses | earlier.statuses
+        return newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +83,19 @@ class ChangeTable:
         everyone = sorted({*accounts, *(account_id for account_id, _ in batches)})
         batch_ids = sorted({batch_id for _, batch_id in batches})
         ends_at: int | None = None
+        rows_at_once = ROWS_AT_ONCE
         while True:
-            values = [everyone, str(position), list(accounts), batch_ids, ROWS_AT_ONCE]
+            values = [everyone, str(position), list(accounts), batch_ids, rows_at_once]
             rows = await self._postgres.fetch(_SQL["since"], *values)
             if not rows or not rows[0]["known"]:
                 raise PositionUnknown(position)
             ends_at = int(rows[0]["position"]) if ends_at is None else ends_at
-            if len(rows) < ROWS_AT_ONCE:
+            if len(rows) < rows_at_once:
                 yield ends_at, _by_job(rows)
                 return
-            if int(rows[-1]["xid"]) == position:
-                raise PositionUnknown(position)  # one transaction of more rows than a page: nobody writes such
+            if int(rows[-1]["xid"]) == position:  # one transaction of more rows than a page
+                rows_at_once *= 2
+                continue
             position = int(rows[-1]["xid"])  # its own rows may go on: they come again
             yield min(position, ends_at), _by_job(rows)
 

@@ -8,4 +8,4 @@ select job_ids from ticket_sets where id = $1 and account_id = $2 and expires_at
 
 -- name: forget
 -- Sets that no ticket can open any more.
-delete from ticket_sets where expires_at < clock_timestamp() - interval '1 minute';
+delete from ticket_sets where expires_at < statement_timestamp() - interval '1 minute';

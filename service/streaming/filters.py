@@ -15,13 +15,13 @@ class Filters:
     tags: frozenset[str] = frozenset()
     statuses: frozenset[str] = frozenset()
 
-    def match(self, notice: Notice) -> bool:
-        """Whether the reader hears of this change."""
+    def match(self, notice: Notice, before: str | None = None) -> bool:
+        """Whether the reader hears of this change. `before`: the status before, where somebody remembers it."""
         if self.user_id is not None and notice.user_id != self.user_id:
             return False
         if self.tags and not self.tags.issubset(notice.tags):
             return False
         if not self.statuses:
             return True
-        passed = notice.passed_through | {notice.status, notice.previous_status}
+        passed = notice.passed_through | {notice.status, notice.previous_status, before}
         return not self.statuses.isdisjoint(passed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from random import randint
 from typing import Final
 
@@ -14,7 +14,7 @@ from schemas.queries import ManyEventsQuerySchema
 from schemas.requests import EventsQuerySchema, TicketSchema
 from schemas.shapes import rfc3339
 from service.authentication import LIMIT_HEADERS
-from service.errors import Forbidden, JobwireError
+from service.errors import JobwireError
 from service.identity import Caller
 from service.job import FINISHED
 from service.middlewares import REQUEST_ID
@@ -28,7 +28,7 @@ from service.streaming.many_operation import Following, Opened
 from service.streaming.many_stream import ManyStream
 from service.streaming.operation import Streams
 from service.streaming.silence import notice_silent_reader
-from service.streaming.ticket_operation import TicketOffice, must_open, narrowed
+from service.streaming.ticket_operation import TicketOffice, must_open, narrowed, opens_set
 
 STREAM_HEADERS: Final = {
     "Content-Type": "text/event-stream",
@@ -97,14 +97,19 @@ class Streaming:
         """GET /jobs/events: a set of jobs to their end, or what happens in the account from now on."""
         asked = query(request, _MANY_QUERY)
         known_id = _last_event_id(request, asked["last_event_id"])
-        job_ids = await self._set_of(caller, asked["job_ids"])
+        of_set = asked["job_ids"] is not None or opens_set(caller)
         wanted = Filters(asked["user_id"], frozenset(asked["tags"]), frozenset(asked["status"]))
-        filters = narrowed(caller, wanted, of_set=job_ids is not None)
+        filters = narrowed(caller, wanted, of_set=of_set)
 
-        def open_(stream: ManyStream) -> AbstractAsyncContextManager[Opened | None]:
-            if job_ids is None:
-                return self._following.feed(stream, caller.account_id, known_id)
-            return self._following.jobs(stream, caller.account_id, job_ids, known_id)
+        @asynccontextmanager
+        async def open_(stream: ManyStream) -> AsyncIterator[Opened | None]:
+            if of_set:
+                job_ids = await self._office.set_of(caller, asked["job_ids"])
+                opening = self._following.jobs(stream, caller.account_id, job_ids, known_id)
+            else:
+                opening = self._following.feed(stream, caller.account_id, known_id)
+            async with opening as opened:
+                yield opened
 
         return await self._many(request, caller, filters, open_)
 
@@ -120,15 +125,6 @@ class Streaming:
             charset="utf-8",
             headers={"Cache-Control": "no-store"},
         )
-
-    async def _set_of(self, caller: Caller, asked: list[str] | None) -> list[str] | None:
-        """The jobs of the caller's ticket, or of these those that are asked for; of a key what is asked for."""
-        opened = await self._office.set_of(caller)
-        if opened is None or asked is None:
-            return opened if asked is None else list(dict.fromkeys(asked))
-        if not set(asked) <= set(opened):
-            raise Forbidden("This ticket does not open all of these jobs: ask for another at POST /tickets")
-        return list(dict.fromkeys(asked))
 
     async def _many(self, request: web.Request, caller: Caller, filters: Filters, open_: Open) -> web.StreamResponse:
         if request.transport is None:

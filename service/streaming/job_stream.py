@@ -17,11 +17,12 @@ class JobStream(Stream):
         super().__init__(transport, key_id, form)
         self.version = 0
         self._slot = Slot()
+        self._reset_due = False
 
     @property
     def has_more(self) -> bool:
-        """Whether a change waits to be written."""
-        return len(self._slot) > 0
+        """Whether something waits to be written."""
+        return len(self._slot) > 0 or self._reset_due
 
     def begin(self, present: Notice, *, known: bool) -> None:
         """Begins with the present state of the job, or (`known`) after it; what was heard meanwhile may be newer."""
@@ -42,7 +43,7 @@ class JobStream(Stream):
         self._slot.add(notice)
         self.flush()
 
-    def resync(self) -> None:
+    def resync(self, version: int = 0) -> None:
         """Something may have been missed: whoever holds the stream reads the job."""
         self.attention.set()
 
@@ -50,12 +51,15 @@ class JobStream(Stream):
         """Postgres was restored: the job may have an older version than was told."""
         self.version = 0
         self._slot = Slot()
-        if self._takes_more():
-            self._write(self._form.framed(reset_event(None)))
+        self._reset_due = self._started
+        self.flush()
         self.attention.set()
 
     def flush(self) -> None:
         """Writes what the socket takes."""
+        if self._reset_due and self._takes_more():
+            self._reset_due = False
+            self._write(self._form.framed(reset_event(None)))
         while self._slot and self._takes_more():
             notice, name, previous = self._slot.take()
             self._write(event_frame(notice, name, previous, self._form, version_id(notice)))

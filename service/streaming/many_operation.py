@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ import orjson
 
 from service.errors import BatchNotFound, JobDeleted, JobExpired, JobNotFound, JobwireError, Unavailable
 from service.hub import Hub
+from service.job import is_job_id
 from service.status_reader import StatusReader
 from service.stores.answers import present_notice
 from service.stores.change_table import Changed, ChangeTable, PositionUnknown
@@ -38,7 +39,7 @@ class Opened:
 
     opening: bytes
     event_id: bytes | None
-    position: int
+    position: int | None
     attend: Callable[[], Awaitable[None]]
 
 
@@ -61,11 +62,9 @@ class Following:
         """A set of jobs: ends once all are finished or gone. One that is unknown is told as gone, and may come yet."""
         seats = [stream.take_seat((account_id, job_id)) for job_id in job_ids]
         stream.follow_to_the_end(job_ids)
-        async with self._hub.follow_all([(seat.key, seat) for seat in seats]):
-            missed = await self._missed(known_id, account_id, None)
-            position = await self._position_if_known() if missed is None else missed.position
-            await self._read_seats(stream, seats, None if missed is None else missed.changes)
-            if stream.is_over and (stream.end_id == _as_id(known_id) or (missed is not None and stream.drained)):
+        async with self._hub.follow_all([(seat.key, seat) for seat in seats if is_job_id(seat.key[1])]):
+            position, missed = await self._begin_set(stream, seats, known_id)
+            if stream.is_over and (stream.drained or stream.end_id == _as_id(known_id)):
                 yield None
             else:
                 event_id = None if missed is None else _as_id(known_id)
@@ -85,14 +84,14 @@ class Following:
             if known_id is not None and answer.finished and batch_end_id(answer.etag) == _as_id(known_id):
                 yield None
                 return
-            changes = {} if missed is None else missed.changes
-            first = [(account_id, job["job_id"]) for job in orjson.loads(answer.shape_a)["jobs"]]
-            keys = first if missed is None else list(changes)
+            if missed is None:
+                keys = [(account_id, job["job_id"]) for job in orjson.loads(answer.shape_a)["jobs"]]
+                catch_up, event_id = partial(self._catch_up, stream, keys, self._present), None
+            else:
+                retell = partial(self._hub.retell, changes=missed.changes)
+                catch_up, event_id = partial(self._catch_up, stream, list(missed.changes), retell), _as_id(known_id)
             stream.catching_up = True
-            event_id = None if missed is None else _as_id(known_id)
-            yield Opened(
-                b"", event_id, position, partial(self._attend_batch, stream, watch, key, batch_id, keys, changes)
-            )
+            yield Opened(b"", event_id, position, partial(self._attend_batch, stream, watch, key, batch_id, catch_up))
 
     @asynccontextmanager
     async def feed(self, stream: ManyStream, account_id: int, known_id: str | None) -> AsyncIterator[Opened]:
@@ -106,9 +105,29 @@ class Following:
             else:
                 event_id, changes = now, {}
             opening = reset_event(now) if known_id and missed is None else open_event(event_id)
-            yield Opened(opening, event_id, position, partial(self._attend_feed, stream, list(changes), changes))
+            yield Opened(opening, event_id, position, partial(self._attend_feed, stream, changes))
 
     # where a reader goes on
+
+    async def _begin_set(
+        self, stream: ManyStream, seats: Sequence[Seat], known_id: str | None
+    ) -> tuple[int | None, _Missed | None]:
+        """Reads every job, and what the reader lacks; the position from which the stream goes on, None: not known.
+
+        The order counts. What is read holds everything from before the first position; what was read and is newer
+        than the reader's position is among what it missed, because that is looked up last.
+        """
+        position = await self._position_if_known()
+        present = await self._read(seats, confirmed=position is not None)
+        missed = await self._missed(known_id, seats[0].key[0], None)
+        if missed is not None:
+            position = missed.position
+            present |= await self._read([seat for seat in seats if seat.key in missed.changes], confirmed=True)
+        for seat, answer in present.items():
+            change = None if missed is None else missed.changes.get(seat.key)
+            known = missed is not None and change is None
+            _tell(stream, seat, answer, known=known, passed_through=() if change is None else change.statuses)
+        return position, missed
 
     async def _missed(self, known_id: str | None, account_id: int, batch_id: str | None) -> _Missed | None:
         """What happened since the reader's position; None where it has none that is known, or missed too much."""
@@ -123,25 +142,34 @@ class Following:
             async for told_up_to, page in self._changes.since(position, accounts=whole, batches=batches):  # noqa: B007
                 for key, change in page.items():
                     if batch_id is None or change.batch_id == batch_id:
-                        missed[key] = _both(missed.get(key), change)
+                        missed[key] = change.after(missed.get(key))
                 if len(missed) > MOST_CHANGES:
                     return None
         except (PositionUnknown, Unavailable):
             return None
         return _Missed(told_up_to, missed)
 
-    async def _position_if_known(self) -> int:
-        """0 while Postgres is away: a reader that comes back is told everything anew."""
+    async def _position_if_known(self) -> int | None:
+        """None while Postgres is away: then a reader that comes back is told everything anew."""
         try:
             return await self._changes.position()
         except Unavailable:
-            return 0
+            return None
 
     async def _read_batch(self, key: JobKey, batch_id: str) -> ReadyAnswer:
         try:
             return await self._reader.read(*key)
         except JobNotFound:
             raise BatchNotFound(batch_id) from None
+
+    async def _read(self, seats: Sequence[Seat], *, confirmed: bool) -> dict[Seat, ReadyAnswer | JobwireError]:
+        """The present state of each; `confirmed`: no older than what Postgres holds. Raises Unavailable."""
+        read_many = self._reader.read_many_confirmed if confirmed else self._reader.read_many
+        found: dict[Seat, ReadyAnswer | JobwireError] = {}
+        for some in _in_parts(seats):
+            answers = await read_many(some[0].key[0], [seat.key[1] for seat in some])
+            found |= zip(some, answers, strict=True)
+        return found
 
     # until it ends
 
@@ -156,7 +184,11 @@ class Following:
         """Until it is read the stream gives no newer position."""
         doubted, stream.doubted, stream.reading = stream.doubted, {}, True
         try:
-            await self._read_seats(stream, list(doubted.values()), None)
+            for behind in (False, True):  # of these Postgres knows, and Redis may not
+                seats = [seat for seat in doubted.values() if seat.is_behind == behind]
+                for seat, answer in (await self._read(seats, confirmed=behind)).items():
+                    del doubted[seat.key[1]]
+                    _tell(stream, seat, answer)
         except Unavailable:
             stream.doubted = doubted | stream.doubted
             if not await stream.ends_within(LOOKED_AT_EVERY_s):
@@ -170,10 +202,9 @@ class Following:
         watch: _Watch,
         key: JobKey,
         batch_id: str,
-        keys: Sequence[JobKey],
-        changes: Mapping[JobKey, Changed],
+        catch_up: Callable[[], Awaitable[None]],
     ) -> None:
-        await self._catch_up(stream, keys, changes)
+        await catch_up()
         while not stream.ended:
             stream.attention.clear()
             try:
@@ -203,51 +234,42 @@ class Following:
             await stream.attention.wait()
             stream.attention.clear()
 
-    async def _attend_feed(self, stream: ManyStream, keys: Sequence[JobKey], changes: Mapping[JobKey, Changed]) -> None:
-        await self._catch_up(stream, keys, changes)
+    async def _attend_feed(self, stream: ManyStream, changes: Mapping[JobKey, Changed]) -> None:
+        if changes:
+            await self._catch_up(stream, list(changes), partial(self._hub.retell, changes=changes))
+            stream.tell_position()
         while not stream.ended:
             await stream.attention.wait()
             stream.attention.clear()
 
-    async def _catch_up(self, stream: ManyStream, keys: Sequence[JobKey], changes: Mapping[JobKey, Changed]) -> None:
+    async def _catch_up(
+        self, stream: ManyStream, keys: Sequence[JobKey], read: Callable[[Sequence[JobKey]], Awaitable[list[Notice]]]
+    ) -> None:
         """Tells the present state of these jobs, as fast as the reader takes it."""
+        left = len(keys)
         for some in _in_parts(keys):
             for key in some:
                 stream.take_seat(key)
             try:
-                notices = await self._hub.retell(some, changes) if changes else await self._present(some)
+                notices = await read(some)
             except Unavailable as error:
                 stream.end(problem_event(error.error_type, error.detail))
                 return
-            for notice in notices:
-                stream.hear(notice)
+            left -= len(some)
+            stream.catch_up(notices, last=not left)
             while not stream.drained:
                 if await stream.ends_within(0.05):
                     return
         stream.catching_up = False
 
     async def _present(self, keys: Sequence[JobKey]) -> list[Notice]:
-        found = await self._reader.read_many(keys[0][0], [job_id for _, job_id in keys])
+        """Of jobs of which the reader knows nothing yet; those that are gone by now it need not know."""
+        found = await self._reader.read_many_confirmed(keys[0][0], [job_id for _, job_id in keys])
         return [
             present_notice(key, answer)
             for key, answer in zip(keys, found, strict=True)
             if not isinstance(answer, JobwireError)
         ]
-
-    async def _read_seats(
-        self, stream: ManyStream, seats: Sequence[Seat], changed: Mapping[JobKey, Changed] | None
-    ) -> None:
-        """The present state of each. `changed` (None: all): what the reader lacks; the others it knows."""
-        for some in _in_parts(seats):
-            found = await self._reader.read_many(some[0].key[0], [seat.key[1] for seat in some])
-            for seat, answer in zip(some, found, strict=True):
-                known = changed is not None and seat.key not in changed
-                if isinstance(answer, JobwireError):
-                    stream.lose(seat, for_good=isinstance(answer, JobDeleted | JobExpired), known=known)
-                elif not known:
-                    stream.hear(present_notice(seat.key, answer))
-                else:
-                    stream.learn(present_notice(seat.key, answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +291,7 @@ class _Watch:
         """The counts changed."""
         self._stream.attention.set()
 
-    def resync(self) -> None:
+    def resync(self, version: int = 0) -> None:
         """The counts changed, or may have."""
         self._stream.attention.set()
 
@@ -279,15 +301,29 @@ class _Watch:
         self._stream.attention.set()
 
 
+def _tell(
+    stream: ManyStream,
+    seat: Seat,
+    answer: ReadyAnswer | JobwireError,
+    *,
+    known: bool = False,
+    passed_through: Iterable[str] = (),
+) -> None:
+    """The present state of a job, unless the reader has it (`known`). `passed_through`: what it was in between."""
+    if isinstance(answer, JobwireError):
+        stream.lose(seat, for_good=isinstance(answer, JobDeleted | JobExpired), known=known)
+        return
+    notice = present_notice(seat.key, answer)
+    notice.passed_through = frozenset(passed_through)
+    if known:
+        stream.learn(notice)
+    else:
+        stream.hear(notice)
+
+
 def _in_parts(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
     return (items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE))
 
 
 def _as_id(known_id: str | None) -> bytes | None:
     return known_id.encode() if known_id and known_id.isascii() else None
-
-
-def _both(earlier: Changed | None, later: Changed) -> Changed:
-    if earlier is not None:
-        later.statuses |= earlier.statuses
-    return later

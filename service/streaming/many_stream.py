@@ -11,7 +11,7 @@ from service.stores.event_channel import DELETED, Notice
 from service.stores.ready import JobKey
 from service.streaming.event_id import set_end_id
 from service.streaming.filters import Filters
-from service.streaming.frames import Form, event_frame, reset_event
+from service.streaming.frames import Form, event_frame, open_event, reset_event
 from service.streaming.slot import Slot
 from service.streaming.stream import Stream
 
@@ -22,29 +22,63 @@ MOST_SLOTS: Final = 1_000
 
 
 class Seat:
-    """What a stream knows of one job that it began with: the newest version it heard of, the status it was told."""
+    """What a stream knows of one job that it began with.
 
-    __slots__ = ("_stream", "gone", "key", "stalled", "status", "version")
+    `heard`: the status that it heard of last, with its version. `told`, `stalled`: what the reader was told last.
+    """
+
+    __slots__ = ("_stream", "_version", "_wanted", "heard", "key", "stalled", "told")
 
     def __init__(self, stream: ManyStream, key: JobKey) -> None:
         self.key = key
-        self.version = 0
-        self.status: str | None = None
+        self.heard: str | None = None
+        self.told: str | None = None
         self.stalled: bool | None = None
-        self.gone = False
         self._stream = stream
+        self._version: int | None = 0
+        self._wanted = 0
+
+    @property
+    def version(self) -> int | None:
+        """The newest that it heard of; 0: none yet; None: the job is gone, and does not come back."""
+        return self._version
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether Postgres is known to have something newer."""
+        return self._version is not None and self._version < self._wanted
+
+    def take(self, notice: Notice) -> bool:
+        """Whether this is newer than what was heard."""
+        if self._version is None or notice.version <= self._version:
+            return False
+        self.heard, self._version = notice.status, None if notice.status == DELETED else notice.version
+        return True
+
+    def lose(self, *, for_good: bool) -> Notice | None:
+        """There is no such job (any more); unless it is gone `for_good` it may come (yet). None: known already."""
+        version = self._version
+        self._wanted = 0
+        if version is None or (self.heard == DELETED and not for_good):
+            return None
+        known, self.heard = self.heard == DELETED, DELETED
+        if for_good:
+            self._version = None
+        return None if known else deletion_notice(self.key, version + 1 if version else 0)
 
     def hear(self, notice: Notice) -> None:
         """A change of this job was announced."""
         self._stream.hear(notice)
 
-    def resync(self) -> None:
+    def resync(self, version: int = 0) -> None:
         """Something may have been missed."""
-        self._stream.doubt(self)
+        if self._version is not None:
+            self._wanted = max(self._wanted, version)
+            self._stream.doubt(self)
 
     def reset(self) -> None:
         """Versions begin anew."""
-        self.version, self.status, self.stalled, self.gone = 0, None, None, False
+        self._version, self._wanted, self.heard, self.told, self.stalled = 0, 0, None, None, None
         self._stream.doubt(self)
         self._stream.reset()
 
@@ -75,7 +109,8 @@ class ManyStream(Stream):
         self._slots: dict[str, Slot] = {}
         self._unfinished: set[str] | None = None
         self._event_id: bytes | None = None
-        self._begun_at = 0
+        self._begun_at: int | None = None
+        self._first_id: bytes | None = None
         self._reset_due = False
         self._farewell: bytes | None = None
 
@@ -97,15 +132,20 @@ class ManyStream(Stream):
     @property
     def end_id(self) -> bytes:
         """The id of the last event of a set."""
-        return set_end_id((job_id, 0 if seat.gone else seat.version) for job_id, seat in self.seats.items())
+        return set_end_id(
+            (job_id, 0 if seat.heard == DELETED else seat.version or 0) for job_id, seat in self.seats.items()
+        )
 
-    def begin(self, opening: bytes, *, event_id: bytes | None, position: int) -> None:
+    def begin(self, opening: bytes, *, event_id: bytes | None, position: int | None) -> None:
         """Writes `opening`. A reader that comes back now would go on from `event_id` (None: begin anew).
 
-        `position`: what was committed before it is in what the stream has heard, or will be told while catching up.
+        `position`: what was committed before it is in what the stream has heard, or will be told while catching up;
+        None: nobody knows of one.
         """
         self._started = True
-        self._event_id, self._begun_at = event_id, position
+        self._event_id = self._first_id = event_id
+        if not self._reset_due:
+            self._begun_at = position
         if opening:
             self._write(self._form.framed(opening))
         self.flush()
@@ -123,35 +163,32 @@ class ManyStream(Stream):
 
     def hear(self, notice: Notice) -> None:
         """A change; one that is older than what was heard before says nothing new."""
-        seat = self.seats.get(notice.job_id)
-        if self.ended or (seat is not None and (notice.version <= seat.version or seat.gone)):
-            return
-        if seat is not None:
-            seat.version, seat.gone = notice.version, notice.status == DELETED
-            self._count(notice)
-        if self._filters.match(notice):
-            self._add(notice, seat)
+        self._take(notice)
+        self.flush()
+
+    def catch_up(self, notices: Iterable[Notice], *, last: bool) -> None:
+        """Some of what the reader lacks; with the `last` of it the ids are those of new positions."""
+        for notice in notices:
+            self._take(notice)
+        self.catching_up = not last
         self.flush()
 
     def learn(self, notice: Notice) -> None:
         """The state in which the reader knows a job of a seat."""
         seat = self.seats[notice.job_id]
-        if seat.status is None:
-            seat.status, seat.stalled = notice.status, notice.stalled
-        if notice.version > seat.version:
-            seat.version = notice.version
+        if seat.told is None:
+            seat.told, seat.stalled = notice.status, notice.stalled
+        if seat.take(notice):
             self._count(notice)
 
     def lose(self, seat: Seat, *, for_good: bool, known: bool) -> None:
         """There is no such job; unless it is gone `for_good` it may come yet. `known`: the reader need not be told."""
-        slot = self._slots.get(seat.key[1])
-        if seat.gone or seat.status == DELETED or (slot is not None and slot.says_gone):
+        notice = seat.lose(for_good=for_good)
+        if notice is None:
             return
-        seat.gone = for_good
-        notice = deletion_notice(seat.key, seat.version + 1 if for_good else seat.version)
         self._count(notice)
         if known:
-            seat.status = DELETED
+            seat.told = DELETED
         else:
             self._add(notice, seat)
         self.flush()
@@ -167,6 +204,15 @@ class ManyStream(Stream):
         self._reset_due, self._begun_at = True, 0
         self._loop.call_soon(self.flush)  # a set is reset seat by seat
 
+    def tell_position(self) -> None:
+        """`open` once more, where no event has told a newer position: else the same is caught up with every time."""
+        if self._event_id != self._first_id or self._begun_at is None or not self._is_up_to_date():
+            return
+        event_id = self._position_id(self._begun_at)
+        if event_id != self._event_id and self._takes_more():
+            self._event_id = event_id
+            self._write(self._form.framed(open_event(event_id)))
+
     def finish(self, farewell: bytes) -> None:
         """Ends with these words, behind everything that waits."""
         self._farewell = farewell
@@ -177,7 +223,7 @@ class ManyStream(Stream):
         while not self.ended and self.has_more and self._takes_more():
             if self._reset_due:
                 self._reset_due = False
-                self._event_id = self._position_id(self._begun_at)
+                self._event_id = self._position_id(0)
                 self._write(self._form.framed(reset_event(self._event_id)))
             elif self._slots:
                 self._send_next()
@@ -185,6 +231,19 @@ class ManyStream(Stream):
                 self.end(self._farewell)
         if self.is_over and self._started and self._is_up_to_date():
             self.end()
+
+    def _take(self, notice: Notice) -> None:
+        if self.ended:
+            return
+        seat = self.seats.get(notice.job_id)
+        before = None
+        if seat is not None:
+            before = seat.heard
+            if not seat.take(notice):
+                return
+            self._count(notice)
+        if self._filters.match(notice, before):
+            self._add(notice, seat)
 
     def _add(self, notice: Notice, seat: Seat | None) -> None:
         slot = self._slots.get(notice.job_id)
@@ -203,10 +262,15 @@ class ManyStream(Stream):
             del self._slots[job_id]
         seat = self.seats.get(job_id)
         if seat is not None:
-            seat.status, seat.stalled = notice.status, notice.stalled
+            seat.told, seat.stalled = notice.status, notice.stalled
         if self._is_up_to_date():
-            self._event_id = self.end_id if self.is_over else self._position_id(self._begun_at)
+            self._event_id = self._newest_id()
         self._write(event_frame(notice, name, previous, self._form, self._event_id))
+
+    def _newest_id(self) -> bytes | None:
+        if self.is_over:
+            return self.end_id
+        return self._event_id if self._begun_at is None else self._position_id(self._begun_at)
 
     def _is_up_to_date(self) -> bool:
         return self.drained and not self.doubted and not self.reading and not self.catching_up
@@ -221,6 +285,6 @@ class ManyStream(Stream):
 
 def _slot_before(notice: Notice, seat: Seat | None) -> Slot:
     """Knows the status before: what the reader was told or, where nobody remembers, what the change itself says."""
-    if seat is not None and seat.status is not None:
-        return Slot(seat.status, seat.stalled)
+    if seat is not None and seat.told is not None:
+        return Slot(seat.told, seat.stalled)
     return Slot(notice.previous_status, notice.was_stalled)

@@ -40,7 +40,7 @@ class Slot:
 
     def take(self) -> tuple[Notice, str, str | None]:
         """The next to send, the name of its event, and the status before."""
-        notice, previous = self._unsent.pop(0), self.status
+        notice, previous = self._unsent.pop(0), None if self.status == DELETED else self.status
         name = _event_name(notice, previous, self.stalled)
         self.status, self.stalled = notice.status, notice.stalled
         return notice, name, previous

@@ -40,7 +40,7 @@ class JobSocket:
             self._slot.add(notice)
             self.attention.set()
 
-    def resync(self) -> None:
+    def resync(self, version: int = 0) -> None:
         """Something may have been missed."""
         self.doubted = True
         self.attention.set()
@@ -48,6 +48,7 @@ class JobSocket:
     def reset(self) -> None:
         """Postgres was restored: the job may have an older version than was told."""
         self.version = 0
+        self._slot = Slot()
         self.resync()
 
     @property

@@ -9,7 +9,7 @@ from typing import Final
 import orjson
 from aiohttp import web
 
-from schemas.requests import EventsQuerySchema
+from schemas.requests import SocketQuerySchema
 from schemas.shapes import reduced, shape_b_of
 from service.authentication import LIMIT_HEADERS
 from service.errors import JobDeleted, JobExpired, JobwireError, Unavailable
@@ -19,17 +19,19 @@ from service.requests import job_id_of, on_hangup, query
 from service.stores.answers import deletion_notice, present_notice
 from service.stores.event_channel import DELETED, Notice
 from service.stores.ready import JobKey
+from service.streaming.handler import GONE_FIRST
 from service.streaming.operation import Streams
 from service.streaming.silence import notice_silent_reader
 from service.streaming.socket import JobSocket
 from service.streaming.stream import STUCK_FOR_s
 from service.streaming.ticket_operation import must_open
 
-PING_EVERY_s: Final = 15.0
+PING_EVERY_s: Final = 13.0
+"""aiohttp waits up to a second longer; the contract says 15."""
 LARGEST_MESSAGE_bytes: Final = 4096
 """Of what clients send, which is not looked at."""
 
-_QUERY: Final = EventsQuerySchema()
+_QUERY: Final = SocketQuerySchema()
 
 
 class Sockets:
@@ -47,7 +49,10 @@ class Sockets:
         with self._streams.counted(follower):
             async with self._streams.hub.follow(key, follower):
                 present = present_notice(key, await self._streams.reader.read(*key))
-                socket = await _accepted(request)
+                try:
+                    socket = await _accepted(request)
+                except ConnectionError:
+                    return web.Response(status=GONE_FIRST)
                 on_hangup(request, follower.end)
                 follower.hear(present)
                 listening = asyncio.create_task(_listen(socket, follower))

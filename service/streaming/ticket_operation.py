@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from service.errors import BatchNotFound, Forbidden, JobNotFound, Unauthorized
+from service.errors import BatchNotFound, Forbidden, JobNotFound, Unauthorized, ValidationFailed
 from service.identity import Caller
 from service.job import JOB_ID, is_job_id
 from service.status_reader import StatusReader
 from service.stores.keys import batch_key
 from service.stores.ticket_table import TicketTable
 from service.streaming.filters import Filters
-from service.tickets import Right, Tickets
+from service.tickets import LONGEST_TICKET, Right, Tickets
 
 _NOT_THIS: Final = "This ticket opens something else: ask for another at POST /tickets"
 
@@ -38,20 +38,30 @@ class TicketOffice:
     async def issue(self, caller: Caller, wanted: Mapping[str, Any], ttl_s: int) -> tuple[str, datetime]:
         """A ticket for the one thing that is `wanted` (as TicketSchema loads it), and when it ends, in whole seconds.
 
-        Raises JobNotFound and its kind, BatchNotFound, Unavailable.
+        Raises JobNotFound and its kind, BatchNotFound, ValidationFailed, Unavailable.
         """
         right = await self._right(caller.account_id, wanted, ttl_s)
         expires_at = (self._now() + timedelta(seconds=ttl_s)).replace(microsecond=0)
-        return self._tickets.make(caller.key_id, right, expires_at), expires_at
+        ticket = self._tickets.make(caller.key_id, right, expires_at)
+        if len(ticket) > LONGEST_TICKET:
+            [name] = wanted
+            raise ValidationFailed({name: ["Too long for a ticket, which travels in an address."]})
+        return ticket, expires_at
 
-    async def set_of(self, caller: Caller) -> list[str] | None:
-        """The jobs that the caller's ticket opens; None where it is no ticket of a set. Raises Unauthorized."""
-        if caller.right is None or caller.right.kind != "jobs":
-            return None
-        job_ids = await self._table.find(caller.account_id, caller.right.value[0])
-        if job_ids is None:
+    async def set_of(self, caller: Caller, asked: Sequence[str] | None) -> list[str]:
+        """The jobs of the caller's ticket, or of these those that are `asked` for; of a key what is asked for.
+
+        Raises Unauthorized where the ticket's set has gone, Forbidden beyond it.
+        """
+        asked = list(dict.fromkeys(asked or ()))
+        if caller.right is None:
+            return asked
+        opened = await self._table.find(caller.account_id, caller.right.value[0])
+        if opened is None:
             raise Unauthorized("This ticket has expired: ask for a new one at POST /tickets.")
-        return job_ids
+        if not set(asked) <= set(opened):
+            raise Forbidden(_NOT_THIS)
+        return asked or opened
 
     async def _right(self, account_id: int, wanted: Mapping[str, Any], ttl_s: int) -> Right:
         [(name, value)] = wanted.items()
@@ -92,10 +102,15 @@ def must_open(caller: Caller, kind: str, value: str) -> None:
         raise Forbidden(_NOT_THIS)
 
 
+def opens_set(caller: Caller) -> bool:
+    """Whether the caller's ticket opens a set of jobs."""
+    return caller.right is not None and caller.right.kind == "jobs"
+
+
 def narrowed(caller: Caller, asked: Filters, *, of_set: bool) -> Filters:
     """What is asked of many jobs, within what the caller's ticket opens. Raises Forbidden beyond it."""
     right = caller.right
-    if right is None or right.kind in ("feed", "jobs"):
+    if right is None or right.kind == ("jobs" if of_set else "feed"):
         return asked
     if right.kind == "tags" and not of_set:
         return replace(asked, tags=asked.tags | frozenset(right.value))

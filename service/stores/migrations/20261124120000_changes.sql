@@ -216,8 +216,8 @@ comment on function report_jobs is
 create function forget_changes(kept interval, most int) returns int language plpgsql as $$
 declare forgotten int; newest xid8;
 begin
-  with old as (select ctid from job_changes where at < clock_timestamp() - kept order by at limit most for update skip locked),
-       gone as (delete from job_changes c using old where c.ctid = old.ctid returning c.xid)
+  with gone as (delete from job_changes where ctid = any (array(
+                  select ctid from job_changes where at < statement_timestamp() - kept order by at limit most for update skip locked)) returning xid)
     select count(*), max(xid::text::numeric)::text::xid8 into forgotten, newest from gone;
   if forgotten > 0 then
     update job_changes_floor set xid = greatest(xid, newest);
