@@ -184,8 +184,8 @@ async def test_a_page_follows_a_job_by_websocket(page, client):
     await create(client, id="socket")
     sockets = []
     for _ in range(8):
-        url = await events_url(client, "/jobs/socket/status", job_id="socket")
-        sockets.append(await page.connect(f"{url.replace('http:', 'ws:')}&last_event_id={len(sockets)}"))
+        url = await events_url(client, "/jobs/socket/status", job_id="socket", ttl=60 + len(sockets))
+        sockets.append(await page.connect(url.replace("http:", "ws:")))
     for said in ({"status": "PROCESSING", "progress": {"percentage": 40}}, {"status": "COMPLETED"}):
         await comes_true(lambda: all(socket.told for socket in sockets))
         told = len(sockets[0].told)
