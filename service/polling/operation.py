@@ -56,8 +56,8 @@ def _must_be_completed(job_id: str, answer: ReadyAnswer) -> None:
 class Waker:
     """A poll that sleeps, woken only by what it waits for: a version that is not known or (None) the end.
 
-    `over`: it waits no longer. `refused`: its key is no longer valid. `on_doubt` is called when something may have been
-    missed, and ends in `wake` if this is what it waits for.
+    `over`: it waits no longer. `refused`: its key is no longer valid. `on_doubt` is called with it when something may
+    have been missed, and ends in `wake` if that is what it waits for.
     """
 
     def __init__(self, key_id: str, *, is_known: Callable[[str], bool] | None) -> None:
@@ -66,7 +66,7 @@ class Waker:
         self.version = 0
         self.over = False
         self.refused = False
-        self.on_doubt: Callable[[], object] = self.wake
+        self.on_doubt: Callable[[Waker], object] = Waker.wake
         self._is_known = is_known
         self._woken = asyncio.Event()
 
@@ -82,7 +82,7 @@ class Waker:
 
     def resync(self, version: int = 0) -> None:
         """Something may have been missed."""
-        self.on_doubt()
+        self.on_doubt(self)
 
     def wake(self) -> None:
         """There is something to look at."""
@@ -134,7 +134,7 @@ class Waiting:
         """
         until = asyncio.get_running_loop().time() + wait_s
         key = (account_id, job_id)
-        waker.on_doubt = partial(self._doubt, key, waker)
+        waker.on_doubt = partial(self._doubt, key)
         self._held.add(waker)
         if self._closing:
             waker.give_up()
@@ -182,6 +182,6 @@ class Waiting:
                 waker.wake()
             return
         for waker in wakers:
-            waker.version = max(waker.version, answer.version)
+            waker.version = answer.version
             if waker.is_satisfied_by(answer):
                 waker.wake()

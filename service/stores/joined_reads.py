@@ -11,6 +11,7 @@ from service.stores.ready import JobKey, Ready
 ReadAll = Callable[[Sequence[JobKey]], Awaitable[list[Ready]]]
 
 APART_s: Final = 0.02
+"""What never rests is read at most 50 times a second; who asks waits for that no longer than for most networks."""
 
 
 class JoinedReads:
