@@ -37,10 +37,10 @@ class Tags(ByComma, fields.Field[tuple[str, ...]]):
     }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
-        tags = dict.fromkeys(value.split(","))
+        tags = value.split(",")
         if len(tags) > MOST_TAGS:
             raise ValidationError(f"Must be at most {MOST_TAGS} tags.")
-        return tuple(Text(longest=64, shortest=1).deserialize(tag) for tag in tags)
+        return tuple(Text(longest=64, shortest=1).deserialize(tag) for tag in dict.fromkeys(tags))
 
 
 class Matching(fields.String):

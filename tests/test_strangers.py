@@ -36,7 +36,7 @@ FIRST_EVENT_s = 0.5
 @dataclass(frozen=True)
 class Owner:
     """The account `acme`, which has a job in every state. `has`: what is its own, by the name of a parameter or field;
-    `public`: the ids that anybody may read; `etags`: by the ids of its jobs."""
+    `public`: the ids that anybody may read; `etags`: by the ids of its jobs, but of the deleted one."""
 
     has: Mapping[str, list[str]]
     public: list[str]
@@ -89,8 +89,8 @@ async def owner(client) -> Owner:
     await ask(client, "POST", "/jobs", json=PRIVATE, headers={"Idempotency-Key": "key-of-acme"})
     page = (await ask(client, "GET", "/jobs", params={"limit": "1"})).json()
     jobs = [*private, *public]
-    answers = [await ask(client, "GET", f"/jobs/{job_id}") for job_id in jobs]
-    etags = {job_id: answer.headers.get("ETag", '"9-9"') for job_id, answer in zip(jobs, answers, strict=True)}
+    answers = {job_id: await ask(client, "GET", f"/jobs/{job_id}") for job_id in jobs}
+    etags = {job_id: answer.headers["ETag"] for job_id, answer in answers.items() if answer.status == 200}
     has = {
         "job_id": jobs,
         "id": jobs,
