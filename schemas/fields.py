@@ -93,6 +93,10 @@ class Digits(fields.Field[int]):
         return int(value)
 
 
+class ByComma:
+    """Marks a query parameter of several values: `a,b`, or `a` and `b` each with the name before it."""
+
+
 class Instant(fields.Field[datetime]):
     """A time in a query, RFC 3339 or ISO 8601, to the microsecond. Without an offset it is UTC; a date is its midnight.
 

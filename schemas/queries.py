@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from schemas.fields import Digits, Instant, Text, ecma_pattern
+from schemas.fields import ByComma, Digits, Instant, Text, ecma_pattern
 from schemas.requests import Ids, Status
 from service.job import JOB_ID, STATUSES, TYPE_SLUG, type_of, types_of
 
@@ -16,7 +16,7 @@ LONGEST_CURSOR = 300
 FURTHEST_OFFSET = 10_000
 
 
-class Statuses(fields.Field[tuple[str, ...]]):
+class Statuses(ByComma, fields.Field[tuple[str, ...]]):
     """One or several of the five states, in any casing, by comma. All five are no restriction: ()."""
 
     json_schema: ClassVar = {"type": "array", "items": {"type": "string", "enum": list(STATUSES)}, "minItems": 1}
@@ -26,7 +26,7 @@ class Statuses(fields.Field[tuple[str, ...]]):
         return () if len(named) == len(STATUSES) else tuple(sorted(named))
 
 
-class Tags(fields.Field[tuple[str, ...]]):
+class Tags(ByComma, fields.Field[tuple[str, ...]]):
     """1 to 32 tags by comma. A tag is taken as it is written, blanks and all."""
 
     json_schema: ClassVar = {
@@ -37,10 +37,10 @@ class Tags(fields.Field[tuple[str, ...]]):
     }
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
-        tags = dict.fromkeys(value.split(","))
+        tags = value.split(",")
         if len(tags) > MOST_TAGS:
             raise ValidationError(f"Must be at most {MOST_TAGS} tags.")
-        return tuple(Text(longest=64, shortest=1).deserialize(tag) for tag in tags)
+        return tuple(Text(longest=64, shortest=1).deserialize(tag) for tag in dict.fromkeys(tags))
 
 
 class Matching(fields.String):

@@ -8,6 +8,7 @@ from marshmallow import Schema, ValidationError, fields, post_load, validate, va
 
 from schemas.fields import (
     LARGEST_INT,
+    ByComma,
     Bytes4KiB,
     Count,
     CountInQuery,
@@ -40,6 +41,7 @@ ID_PATTERN = ecma_pattern(JOB_ID)
 _TYPE_PATTERN = {"pattern": ecma_pattern(TYPE_SLUG)}
 _ONE_TAG = {"pattern": "^[^,]+$"}
 TRUE_IN_QUERY = frozenset({"true", "True", "1"})
+_WITH_A_BATCH_ID = {"required": ["batch_id"], "properties": {"batch_id": {"type": "string"}}}
 _LIKE_AN_ID = "Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}."
 
 
@@ -111,9 +113,10 @@ class NewJobSchema(Schema):
     json_schema: ClassVar = {
         "if": {"not": {"required": ["type"]}},
         "then": {"required": ["operation"]},
-        "dependentRequired": {"batch_size": ["batch_id"], "close_batch": ["batch_id"]},
         "dependentSchemas": {
-            "public": {"if": {"properties": {"public": {"const": True}}}, "then": {"not": {"required": ["id"]}}}
+            "batch_size": _WITH_A_BATCH_ID,
+            "close_batch": {"if": {"properties": {"close_batch": {"const": True}}}, "then": _WITH_A_BATCH_ID},
+            "public": {"if": {"properties": {"public": {"const": True}}}, "then": {"not": {"required": ["id"]}}},
         },
     }
     """What `_parts_agree` demands, as far as JSON Schema can say it."""
@@ -173,6 +176,17 @@ class NewJobSchema(Schema):
 
 class ReportSchema(Schema):
     """What a worker says about a job. `{}` is a heartbeat."""
+
+    json_schema: ClassVar = {
+        "if": {
+            "anyOf": [
+                {"required": ["error"], "properties": {"error": {"type": "string"}}},
+                {"required": ["error_details"], "properties": {"error_details": {"type": "object"}}},
+            ]
+        },
+        "then": {"required": ["status"], "properties": {"status": {"enum": [FAILED, CANCELLED]}}},
+    }
+    """What `_error_goes_with_an_end` demands."""
 
     status = Status(allow_none=True)
     progress = fields.Nested(ProgressSchema)
@@ -247,7 +261,7 @@ class SocketQuerySchema(Schema):
 
 
 class Ids(fields.Field[list[str]]):
-    """`a,b,c` in a query, or an array in a body: 1 to `most` ids. What cannot be an id is simply not found."""
+    """An array of 1 to `most` ids. What cannot be an id is simply not found."""
 
     def __init__(self, *, most: int, **options: Any) -> None:
         super().__init__(**options)
@@ -256,20 +270,26 @@ class Ids(fields.Field[list[str]]):
         self.json_schema = {"type": "array", "items": one, "minItems": 1, "maxItems": most}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[str]:
-        ids = value.split(",") if isinstance(value, str) else value
-        if not isinstance(ids, list) or not all(isinstance(one, str) and one for one in ids):
+        if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
             raise ValidationError("Must be ids.")
-        if not 1 <= len(ids) <= self.most:
-            raise ValidationError(f"Must be 1 to {self.most} ids; these are {len(ids)}.")
-        for one in ids:
+        if not 1 <= len(value) <= self.most:
+            raise ValidationError(f"Must be 1 to {self.most} ids; these are {len(value)}.")
+        for one in value:
             refuse_unstorable(one)
-        return ids
+        return value
+
+
+class IdsInQuery(ByComma, Ids):
+    """`a,b,c` in a query."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[str]:
+        return super()._deserialize(value.split(","), attr, data, **kwargs)
 
 
 class ManyQuerySchema(Schema):
     """`GET /jobs/status?job_ids=a,b,c&include_progress=false`."""
 
-    job_ids = Ids(most=200, required=True)
+    job_ids = IdsInQuery(most=200, required=True)
     include_progress = QueryFlag()
 
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from marshmallow import Schema, ValidationError
 from multidict import istr
 
+from schemas.fields import ByComma
 from service.errors import BatchNotFound, JobNotFound, Malformed, TooLarge, UnsupportedMediaType, ValidationFailed
 from service.job import JOB_ID, is_job_id
 
@@ -152,12 +153,13 @@ def batch_id_of(request: web.Request) -> str:
 
 
 def query(request: web.Request, schema: Schema) -> Any:
-    """The query parameters as `schema` loads them; unknown and repeated ones are refused."""
+    """The query parameters as `schema` loads them; unknown ones are refused, and repeated ones that have one value."""
     given = request.query
-    repeated = {name: ["Given more than once."] for name in given if len(given.getall(name)) > 1}
+    single = [name for name in given if not isinstance(schema.fields.get(name), ByComma)]
+    repeated = {name: ["Given more than once."] for name in single if len(given.getall(name)) > 1}
     if repeated:
         raise ValidationFailed(repeated)
-    return checked(schema, dict(given))
+    return checked(schema, {name: ",".join(given.getall(name)) for name in given})
 
 
 def if_match(request: web.Request) -> str | None:

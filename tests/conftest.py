@@ -36,6 +36,7 @@ from tests.document import Judged, judge_of
 from tests.web_process import WebProcess
 
 SECRET = "a-secret-of-the-tests-with-32-characters"
+FOREIGN = Path(__file__).parent / "foreign"
 SKIPS_ARE_FAILURES = "JOBWIRE_TESTS_SKIP_NOTHING"
 
 settings.register_profile("tests", deadline=None, suppress_health_check=list(HealthCheck))
@@ -127,7 +128,12 @@ _redis_databases = itertools.cycle(range(1, 15))
 @pytest.fixture
 def redis_url(redis_server: Server) -> str:
     """A Redis database that no neighbouring test uses, empty."""
-    url = re.sub(r"/0$", f"/{next(_redis_databases)}", redis_server.url)
+    return fresh_redis(redis_server)
+
+
+def fresh_redis(server: Server) -> str:
+    """The URL of an empty Redis database. It is given out again after 13 others."""
+    url = re.sub(r"/0$", f"/{next(_redis_databases)}", server.url)
     with Redis.from_url(url) as redis:
         redis.flushdb()
     return url
@@ -205,6 +211,17 @@ async def start_web(database: str, redis_url: str) -> AsyncIterator[Callable[...
     yield start
     for process in started:
         await process.stop()
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """What `make install` got from npm for tests/foreign."""
+    installed = FOREIGN / "node_modules"
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    if not (installed / ".bin" / "openapi-typescript").exists():
+        pytest.skip("`make install` could get nothing from npm")
+    return installed
 
 
 class RunnerServer(TestServer):

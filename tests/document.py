@@ -22,6 +22,7 @@ TOLD_OF_HEADERS = (
     "Content-Disposition",
 )
 PROBLEM = "application/problem+json"
+EVENT_STREAM = "text/event-stream"
 
 
 class Judge:
@@ -48,6 +49,13 @@ class Judge:
         method, _, path = key.partition(" ")
         return self.document["paths"][path][method.lower()]
 
+    def resolved(self, part: dict[str, Any]) -> dict[str, Any]:
+        """A part of the document that may be a reference to `components`."""
+        if "$ref" not in part:
+            return part
+        _, components, kind, name = part["$ref"].split("/")
+        return self.document[components][kind][name]
+
     def errors_of(self, key: str) -> dict[str, int]:
         """The error_types that an operation lists, with their statuses."""
         return {
@@ -61,6 +69,12 @@ class Judge:
         """Whether the document says what is in the body."""
         response = self.operation(key)["responses"].get(str(status), {})
         return any(media["schema"] for media in response.get("content", {}).values())
+
+    def may_stream(self, key: str) -> bool:
+        """Whether an answer of an operation may be a stream of events."""
+        return any(
+            EVENT_STREAM in response.get("content", {}) for response in self.operation(key)["responses"].values()
+        )
 
     def hold(self, key: str, status: int, headers: Any, body: bytes | None) -> None:
         """One answer of one operation. A body of None is not looked at."""
@@ -87,6 +101,11 @@ class Judge:
             f"{'/'.join(map(str, e.absolute_path))}: {e.message}" for e in self._validator(pointer).iter_errors(value)
         ]
         assert not wrong, f"{pointer}: {wrong} in {value}"
+
+    def hold_event(self, data: Any) -> None:
+        """The data of an event of a stream: the document has a schema for it."""
+        names = [name for name in self.document["components"]["schemas"] if name.endswith("Event")]
+        assert any(self._validator(f"/components/schemas/{name}").is_valid(data) for name in names), data
 
     def _make_validator(self, pointer: str) -> Draft202012Validator:
         return Draft202012Validator(

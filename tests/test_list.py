@@ -166,7 +166,7 @@ async def test_a_total_is_exact_to_ten_thousand_and_capped_beyond(client, databa
         "type": ["", "Parsing", "x/y", "x" * 65],
         "batch_id": ["", "a b", "-a", "x" * 129],
         "user_id": ["", "x" * 257, "a\x00b"],
-        "tags": ["", "a,,b", ",", "x" * 65, ",".join(f"t{n}" for n in range(33)), "\x00"],
+        "tags": ["", "a,,b", ",", "x" * 65, ",".join(f"t{n}" for n in range(33)), ",".join(["t"] * 33), "\x00"],
         "created_after": ["", "now", "1705314600", "2024-13-01", "2024-01-15T25:00:00Z", "2024-01-15T10:30:00+00:00Z"],
         "created_before": ["2024-02-30", "2024-01-15T10:30:00+24:00", "0001-01-01T00:00:00+01:00", "\uff12024-01-15"],
         "cursor": ["", "x", "=", "a" * 301, "ü", "AAAA" * 20],
@@ -180,9 +180,27 @@ async def test_what_is_out_of_range_or_unknown_is_refused_by_name(client, field,
 
 
 async def test_a_parameter_counts_once(client):
-    answer = await client.get("/jobs?status=queued&status=failed")
+    answer = await client.get("/jobs?limit=1&limit=2")
     assert answer.status == 422
-    assert (await answer.json())["details"]["fields"] == {"status": ["Given more than once."]}
+    assert (await answer.json())["details"]["fields"] == {"limit": ["Given more than once."]}
+
+
+async def test_several_values_come_by_comma_or_by_repetition(client):
+    """Generated clients repeat the name."""
+    for tags in (["a", "b", "c"], ["a", "b"], ["c"]):
+        await create(client, {"id": "-".join(tags), "type": "parsing", "tags": tags})
+    await client.patch("/jobs/c", json={"status": "FAILED"})
+    for query, found in {
+        "tags=a,b": {"a-b-c", "a-b"},
+        "tags=a&tags=b": {"a-b-c", "a-b"},
+        "tags=a,b&tags=c": {"a-b-c"},
+        "status=failed&status=completed": {"c"},
+        "status=failed&status=queued&order=asc": {"a-b-c", "a-b", "c"},
+    }.items():
+        answer = await client.get(f"/jobs?{query}")
+        assert {job["job_id"] for job in (await answer.json())["jobs"]} == found, query
+    for query in ("tags=a&tags=", "status=&status=failed"):
+        assert (await client.get(f"/jobs?{query}")).status == 422, query
 
 
 # Filters

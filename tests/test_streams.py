@@ -4,10 +4,7 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
-from pathlib import Path
 
 import aiohttp
 import asyncpg
@@ -31,7 +28,7 @@ from service.streaming.handler import Streaming
 from service.streaming.job_stream import JobStream
 from service.streaming.operation import Streams
 from service.streaming.stream import BUFFER_bytes
-from tests.conftest import environment_of, make_key
+from tests.conftest import FOREIGN, environment_of, make_key
 from tests.sse_reader import EventReader, RawReader, assert_true_to, comes_true, events_of
 from tests.web_process import WebProcess
 
@@ -1066,18 +1063,9 @@ async def test_httpx_sse_reads_along(client, key):
     ]
 
 
-FOREIGN = Path(__file__).parent / "foreign"
-
-
 @pytest.fixture(scope="session")
-def eventsource():
+def eventsource(node_modules):
     """The script that follows a job with npm's `eventsource`, installed beside it."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed")
-    if not (FOREIGN / "node_modules" / "eventsource").is_dir():
-        subprocess.run(
-            ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"], cwd=FOREIGN, check=True
-        )
     return FOREIGN / "follow.mjs"
 
 

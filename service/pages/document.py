@@ -16,16 +16,19 @@ from apispec.ext.marshmallow.openapi import OpenAPIConverter
 from marshmallow import Schema, fields
 
 from schemas import responses
-from schemas.fields import ecma_pattern
+from schemas.fields import DEEPEST, FreeObject, ecma_pattern
 from schemas.glossary import GLOSSARY
 from schemas.requests import ID_PATTERN
 from service import errors
 from service.authentication import Needs
+from service.batch import BATCH_STATUSES
 from service.errors import JobwireError
+from service.job import STATUSES
 from service.limiting.policies import POLICIES
 from service.middlewares import STATUS_TABLE, problem_body
 from service.pages import examples
 from service.pages.notation import (
+    ANYTHING,
     BODY_ERRORS,
     Answer,
     Body,
@@ -36,6 +39,8 @@ from service.pages.notation import (
 from service.pages.operations import OPERATIONS, RETRY_AFTER, TAGS
 
 PROBLEM: Final = "application/problem+json"
+BYTES: Final[dict[str, Any]] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+"""Anything at all, for tools that know no media ranges."""
 
 EVERYWHERE: Final = (errors.Malformed, errors.ExpectationFailed, errors.Internal)
 """What any request can be answered."""
@@ -58,6 +63,16 @@ PATH_PARAMETERS: Final[Mapping[str, dict[str, Any]]] = {
     },
     "file": {"description": "Its name.", "schema": {"type": "string"}, "example": "swagger-ui.css"},
 }
+
+ENUMERATIONS: Final[Mapping[tuple[str, ...], tuple[str, str]]] = {
+    STATUSES: ("JobState", "Where a job stands."),
+    tuple(status.lower() for status in STATUSES): (
+        "JobStateLowerCase",
+        "Where a job stands, in the shape of the many-jobs family.",
+    ),
+    BATCH_STATUSES: ("BatchState", "Where a batch stands; the last four only once it is over."),
+}
+"""The name and the meaning of each enumeration that stands in several places."""
 
 KEYS: Final[dict[str, dict[str, str]]] = {
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -142,9 +157,9 @@ class Converter(OpenAPIConverter):
         return {} if meaning is None or inner or "description" in ret else {"description": meaning}
 
     def field2default(self, field: fields.Field[Any], **kwargs: Any) -> dict[str, Any]:
-        """Without those defaults that mean that nothing was given."""
+        """Without those defaults that mean that nothing was given: generated clients would give it all the same."""
         default = super().field2default(field, **kwargs)
-        return default if default.get("default") not in (None, ()) else {}
+        return default if default.get("default") not in (None, False, ()) else {}
 
     def field2pattern(self, field: fields.Field[Any], **kwargs: Any) -> dict[str, Any]:
         """As JSON Schema writes it."""
@@ -157,6 +172,34 @@ class Converter(OpenAPIConverter):
         if isinstance(kind, list):
             [ret["schema"]["type"]] = [one for one in kind if one != "null"]
         return {"style": "form", "explode": False} if kind == "array" else {}
+
+    def field2property(self, field: fields.Field[Any]) -> dict[str, Any]:
+        """With enumerations and free objects by their names."""
+        described = super().field2property(field)
+        if isinstance(field, FreeObject):
+            schema = {**FreeObject.json_schema, "description": f"Any JSON object, at most {DEEPEST} levels deep."}
+            return self._by_name(described, "FreeObject", schema, nullable=bool(field.allow_none))
+        return self._named(described)
+
+    def _named(self, described: dict[str, Any]) -> dict[str, Any]:
+        if "items" in described:
+            return described | {"items": self._named(described["items"])}
+        words = tuple(word for word in described.get("enum", ()) if word is not None)
+        if words not in ENUMERATIONS:
+            return described
+        name, meaning = ENUMERATIONS[words]
+        schema = {"type": "string", "enum": [*words], "description": meaning}
+        return self._by_name(described, name, schema, nullable=None in described["enum"])
+
+    def _by_name(
+        self, described: dict[str, Any], name: str, schema: dict[str, Any], *, nullable: bool
+    ) -> dict[str, Any]:
+        """A schema without a name of its own becomes a type of its own in generated clients, wherever it stands."""
+        if name not in self.spec.components.schemas:
+            self.spec.components.schema(name, schema)
+        reference = {"$ref": f"#/components/schemas/{name}"}
+        rest = {key: value for key, value in described.items() if key == "description" or key not in schema}
+        return rest | ({"anyOf": [reference, {"type": "null"}]} if nullable else reference)
 
     def schema2jsonschema(self, schema: Schema) -> dict[str, Any]:
         """With the first sentence of its docstring, and with what it says of its fields together."""
@@ -242,7 +285,7 @@ class _Writer:
         for header in (*operation.headers, REQUEST_ID):
             # in words: pages and clients would send an `example` as a default
             said = f"{header.description} Such as `{header.example}`."
-            described = {"description": said, "schema": {"type": "string"}}
+            described = {"description": said, "schema": header.json_schema}
             yield self._shared_parameter(header.name, "header", described)
 
     def _shared_parameter(self, name: str, location: str, described: Mapping[str, Any]) -> str:
@@ -256,8 +299,8 @@ class _Writer:
             schemas.append(
                 {"type": "array", "items": self._ref(body.items), "minItems": 1, "maxItems": body.most_items}
             )
-        content = {"schema": _any_of(schemas)} | _examples(body.examples)
-        return {"required": body.required, "content": {body.media_type: content}}
+        content = _content(body.media_type, _any_of(schemas), body.examples)
+        return {"required": body.required, "content": content}
 
     def _answer(self, answer: Answer, limited: bool) -> dict[str, Any]:
         described: dict[str, Any] = {
@@ -266,7 +309,7 @@ class _Writer:
         }
         schema = answer.json_schema if answer.json_schema is not None else _any_of(map(self._ref, answer.schemas))
         if schema or answer.json_schema is not None:
-            described["content"] = {answer.media_type: {"schema": schema} | _examples(answer.examples)}
+            described["content"] = _content(answer.media_type, schema, answer.examples)
         return described
 
     def _problem(
@@ -374,6 +417,11 @@ def _first_sentence(described: type) -> str:
 def _any_of(schemas: Iterable[dict[str, Any]]) -> dict[str, Any]:
     choices = [*schemas]
     return {"anyOf": choices} if len(choices) > 1 else next(iter(choices), {})
+
+
+def _content(media_type: str, schema: dict[str, Any], examples: Mapping[str, Any]) -> dict[str, Any]:
+    described = {media_type: {"schema": schema} | _examples(examples)}
+    return BYTES | described if media_type == ANYTHING else described
 
 
 def _examples(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,13 @@ BODY_ERRORS: Final = (Malformed, TooLarge, UnsupportedMediaType, ValidationFaile
 
 @dataclass(frozen=True)
 class RequestHeader:
-    """A header that a client may send. `errors`: what it can be answered because of it."""
+    """A header that a client may send. `errors`: what it can be answered because of it; `json_schema`: of its value."""
 
     name: str
     description: str
     example: str
     errors: Sequence[type[JobwireError]] = ()
+    json_schema: dict[str, Any] = field(default_factory=lambda: {"type": "string"})
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ IDEMPOTENCY_KEY: Final = RequestHeader(
     "1 to 255 printable ASCII characters. For 24 hours a repeat is answered as the first request was.",
     "order-17",
     [IdempotencyInFlight, IdempotencyMismatch],
+    {"type": "string", "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 )
 LAST_EVENT_ID: Final = RequestHeader("Last-Event-ID", "The id of the last event that was read.", "3-1795508717730")
 
