@@ -356,8 +356,11 @@ class Hub:
         found = (self._topics.get(name) for name in names)
         return [topic for topic in found if topic is not None and topic.heard is not None]
 
-    async def retell(self, keys: Sequence[JobKey], changes: Mapping[JobKey, Changed]) -> list[Notice]:
-        """The present state of changed jobs, of the gone ones with what followers go by. Raises Unavailable."""
+    async def retell(self, keys: Sequence[JobKey], changes: Mapping[JobKey, Changed] | None = None) -> list[Notice]:
+        """The present state of jobs, of deleted ones with what followers go by; of those that never were, nothing.
+
+        `changes`: what they have been through. Raises Unavailable.
+        """
         found = await self._truth.read(keys)
         gone = [key for key, ready in zip(keys, found, strict=True) if isinstance(ready, Absence)]
         tombstones = await self._changes.tombstones(gone) if gone else {}
@@ -375,7 +378,8 @@ class Hub:
                 )
             else:
                 continue
-            notice.passed_through = frozenset(changes[key].statuses)
+            if changes is not None:
+                notice.passed_through = frozenset(changes[key].statuses)
             notices.append(notice)
         return notices
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -15,7 +15,7 @@ from service.errors import BatchNotFound, JobDeleted, JobExpired, JobNotFound, J
 from service.hub import Hub
 from service.job import is_job_id
 from service.status_reader import StatusReader
-from service.stores.answers import present_notice
+from service.stores.answers import deletion_notice, present_notice
 from service.stores.change_table import Changed, ChangeTable, PositionUnknown
 from service.stores.event_channel import Notice
 from service.stores.keys import account_key, batch_key
@@ -30,6 +30,7 @@ AT_ONCE: Final = 200
 LOOKED_AT_EVERY_s: Final = 0.5
 """How often at most a batch that changes all the time is asked whether it is over."""
 
+_GONE: Final = (JobDeleted, JobExpired)
 _Item = TypeVar("_Item")
 
 
@@ -123,10 +124,11 @@ class Following:
         if missed is not None:
             position = missed.position
             present |= await self._read([seat for seat in seats if seat.key in missed.changes], confirmed=True)
-        for seat, answer in present.items():
+        for seat, notice in present.items():
             change = None if missed is None else missed.changes.get(seat.key)
-            known = missed is not None and change is None
-            _tell(stream, seat, answer, known=known, passed_through=() if change is None else change.statuses)
+            if notice is not None and change is not None:
+                notice.passed_through = frozenset(change.statuses)
+            _tell(stream, seat, notice, known=missed is not None and change is None)
         return position, missed
 
     async def _missed(self, known_id: str | None, account_id: int, batch_id: str | None) -> _Missed | None:
@@ -162,14 +164,28 @@ class Following:
         except JobNotFound:
             raise BatchNotFound(batch_id) from None
 
-    async def _read(self, seats: Sequence[Seat], *, confirmed: bool) -> dict[Seat, ReadyAnswer | JobwireError]:
-        """The present state of each; `confirmed`: no older than what Postgres holds. Raises Unavailable."""
+    async def _read(self, seats: Sequence[Seat], *, confirmed: bool) -> dict[Seat, Notice | None]:
+        """The present state of each, None where there is no such job; `confirmed`: no older than what Postgres holds.
+
+        Raises Unavailable.
+        """
         read_many = self._reader.read_many_confirmed if confirmed else self._reader.read_many
-        found: dict[Seat, ReadyAnswer | JobwireError] = {}
+        found: dict[Seat, Notice | None] = {}
         for some in _in_parts(seats):
             answers = await read_many(some[0].key[0], [seat.key[1] for seat in some])
-            found |= zip(some, answers, strict=True)
+            for seat, answer in zip(some, answers, strict=True):
+                found[seat] = None if isinstance(answer, JobwireError) else present_notice(seat.key, answer)
+            gone = [seat for seat, answer in zip(some, answers, strict=True) if isinstance(answer, _GONE)]
+            if gone:
+                found |= await self._deletions(gone)
         return found
+
+    async def _deletions(self, gone: Sequence[Seat]) -> dict[Seat, Notice]:
+        """That these jobs were deleted; while Postgres is away, without what followers go by."""
+        told = {seat.key: deletion_notice(seat.key, (seat.version or 0) + 1) for seat in gone}
+        with suppress(Unavailable):
+            told |= {notice.key: notice for notice in await self._hub.retell(list(told))}
+        return {seat: told[seat.key] for seat in gone}
 
     # until it ends
 
@@ -181,19 +197,17 @@ class Following:
                 await self._read_doubted(stream)
 
     async def _read_doubted(self, stream: ManyStream) -> None:
-        """Until it is read the stream gives no newer position."""
-        doubted, stream.doubted, stream.reading = stream.doubted, {}, True
+        doubted, stream.doubted = stream.doubted, {}
         try:
             for behind in (False, True):  # of these Postgres knows, and Redis may not
                 seats = [seat for seat in doubted.values() if seat.is_behind == behind]
-                for seat, answer in (await self._read(seats, confirmed=behind)).items():
+                for seat, notice in (await self._read(seats, confirmed=behind)).items():
                     del doubted[seat.key[1]]
-                    _tell(stream, seat, answer)
+                    _tell(stream, seat, notice)
         except Unavailable:
             stream.doubted = doubted | stream.doubted
             if not await stream.ends_within(LOOKED_AT_EVERY_s):
                 stream.attention.set()
-        stream.reading = False
         stream.flush()
 
     async def _attend_batch(
@@ -301,24 +315,14 @@ class _Watch:
         self._stream.attention.set()
 
 
-def _tell(
-    stream: ManyStream,
-    seat: Seat,
-    answer: ReadyAnswer | JobwireError,
-    *,
-    known: bool = False,
-    passed_through: Iterable[str] = (),
-) -> None:
-    """The present state of a job, unless the reader has it (`known`). `passed_through`: what it was in between."""
-    if isinstance(answer, JobwireError):
-        stream.lose(seat, for_good=isinstance(answer, JobDeleted | JobExpired), known=known)
-        return
-    notice = present_notice(seat.key, answer)
-    notice.passed_through = frozenset(passed_through)
-    if known:
-        stream.learn(notice)
+def _tell(stream: ManyStream, seat: Seat, present: Notice | None, *, known: bool = False) -> None:
+    """The present state of a job, unless the reader has it (`known`)."""
+    if present is None:
+        stream.lose(seat, known=known)
+    elif known:
+        stream.learn(present)
     else:
-        stream.hear(notice)
+        stream.hear(present)
 
 
 def _in_parts(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:

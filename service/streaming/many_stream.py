@@ -55,16 +55,13 @@ class Seat:
         self.heard, self._version = notice.status, None if notice.status == DELETED else notice.version
         return True
 
-    def lose(self, *, for_good: bool) -> Notice | None:
-        """There is no such job (any more); unless it is gone `for_good` it may come (yet). None: known already."""
-        version = self._version
+    def lose(self) -> Notice | None:
+        """There is no such job, or not yet. None: that is known."""
         self._wanted = 0
-        if version is None or (self.heard == DELETED and not for_good):
+        if self._version is None or self.heard == DELETED:
             return None
-        known, self.heard = self.heard == DELETED, DELETED
-        if for_good:
-            self._version = None
-        return None if known else deletion_notice(self.key, version + 1 if version else 0)
+        self.heard = DELETED
+        return deletion_notice(self.key, self._version + 1 if self._version else 0)
 
     def hear(self, notice: Notice) -> None:
         """A change of this job was announced."""
@@ -86,8 +83,9 @@ class Seat:
 class ManyStream(Stream):
     """Follows a set of jobs, a batch or an account.
 
-    The id of an event is the newest position from which a reader that has this event misses nothing. While
-    something is unsent, or `doubted`, or being caught up with, that is an old one.
+    The id of an event is the newest position from which a reader that has this event misses nothing. While something
+    is unsent, known to be newer than what was heard, or being caught up with, that is an old one. What is merely
+    `doubted` does not count: whoever gives positions has compared everything with Postgres first.
     """
 
     def __init__(
@@ -102,11 +100,11 @@ class ManyStream(Stream):
         super().__init__(transport, key_id, form)
         self.seats: dict[str, Seat] = {}
         self.doubted: dict[str, Seat] = {}
-        self.reading = False
         self.catching_up = False
         self._filters = filters
         self._position_id = position_id
         self._slots: dict[str, Slot] = {}
+        self._behind: set[Seat] = set()
         self._unfinished: set[str] | None = None
         self._event_id: bytes | None = None
         self._begun_at: int | None = None
@@ -179,11 +177,12 @@ class ManyStream(Stream):
         if seat.told is None:
             seat.told, seat.stalled = notice.status, notice.stalled
         if seat.take(notice):
-            self._count(notice)
+            self._note(seat, notice)
 
-    def lose(self, seat: Seat, *, for_good: bool, known: bool) -> None:
-        """There is no such job; unless it is gone `for_good` it may come yet. `known`: the reader need not be told."""
-        notice = seat.lose(for_good=for_good)
+    def lose(self, seat: Seat, *, known: bool) -> None:
+        """There is no such job, or not yet. `known`: the reader need not be told."""
+        notice = seat.lose()
+        self._behind.discard(seat)
         if notice is None:
             return
         self._count(notice)
@@ -196,11 +195,14 @@ class ManyStream(Stream):
     def doubt(self, seat: Seat) -> None:
         """Something of this job may have been missed: whoever holds the stream reads it."""
         self.doubted[seat.key[1]] = seat
+        if seat.is_behind:
+            self._behind.add(seat)
         self.attention.set()
 
     def reset(self) -> None:
         """What was missed cannot be told: the reader is told so, once, as soon as its socket takes it."""
         self._slots.clear()
+        self._behind = {seat for seat in self._behind if seat.is_behind}
         self._reset_due, self._begun_at = True, 0
         self._loop.call_soon(self.flush)  # a set is reset seat by seat
 
@@ -241,7 +243,7 @@ class ManyStream(Stream):
             before = seat.heard
             if not seat.take(notice):
                 return
-            self._count(notice)
+            self._note(seat, notice)
         if self._filters.match(notice, before):
             self._add(notice, seat)
 
@@ -273,7 +275,12 @@ class ManyStream(Stream):
         return self._event_id if self._begun_at is None else self._position_id(self._begun_at)
 
     def _is_up_to_date(self) -> bool:
-        return self.drained and not self.doubted and not self.reading and not self.catching_up
+        return self.drained and not self._behind and not self.catching_up
+
+    def _note(self, seat: Seat, notice: Notice) -> None:
+        if not seat.is_behind:
+            self._behind.discard(seat)
+        self._count(notice)
 
     def _count(self, notice: Notice) -> None:
         if self._unfinished is not None:
