@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from schemas.fields import ByComma, Digits, Instant, Text, ecma_pattern
-from schemas.requests import Ids, Status
+from schemas.requests import IdsInQuery, Status
 from service.job import JOB_ID, STATUSES, TYPE_SLUG, type_of, types_of
 
 MOST_TAGS = 32
@@ -91,7 +91,7 @@ class ListQuerySchema(Schema):
 class ManyEventsQuerySchema(Schema):
     """Which jobs `GET /jobs/events` tells of. Empty values are refused, as in lists."""
 
-    job_ids = Ids(most=1000, load_default=None)
+    job_ids = IdsInQuery(most=1000, load_default=None)
     status = Statuses(load_default=())
     user_id = Text(longest=256, shortest=1, load_default=None)
     tags = Tags(load_default=())
