@@ -54,6 +54,7 @@ def routes(
         # following
         web.post("/tickets", reads(streaming.ticket, "write")),
         web.get("/jobs/events", streams(streaming.events), allow_head=False),
+        web.head("/jobs/events", _only_get),  # else it would be a question about a job `events`
         web.get("/jobs/batch/{batch_id}/events", streams(streaming.batch_events), allow_head=False),
         web.get("/jobs/{job_id}/events", streams(streaming.job_events, public=True), allow_head=False),
         # reporting
@@ -66,3 +67,7 @@ def routes(
         web.post("/jobs/{job_id}/retry", writes(writing.retry)),
         web.delete("/jobs/{job_id}", writes(writing.delete)),
     ]
+
+
+async def _only_get(request: web.Request) -> web.StreamResponse:
+    raise web.HTTPMethodNotAllowed(request.method, ["GET"])

@@ -73,8 +73,11 @@ async def test_no_change_falls_between(client, unlimited_key, inside, pause, kin
                 place = f"{call[1]}, {when}: {jobs[job_id]}"
                 if response.status == 404:
                     assert (kind, jobs[job_id]) == ("job", ["delete"]), place
-                else:
-                    await holds(client, kind, reader, job_id, version, EventReader.of(response), place)
+                    continue
+                events = EventReader.of(response)
+                if not must_tell(kind, reader, call, when, jobs[job_id]):  # but whatever happens from now on
+                    job_id, version = other(job_id), (await report(client, other(job_id), percentage=99))["version"]
+                await holds(client, path_of(kind, job_id.removeprefix("other-")), job_id, version, events, place)
 
 
 async def open_stream(client, path, last_id):
@@ -93,15 +96,18 @@ async def come_to_know(client, kind, job_id, reader):
     return events.parser.last_id
 
 
-async def holds(client, kind, reader, job_id, version, events, place):
-    """The change was told, if the reader had to hear of it, and no version was ever older than one before."""
+def must_tell(kind, reader, call, when, changes):
+    """A new feed tells what happens after its position was taken; a new reader of a batch never knew what is gone."""
+    if (kind, reader) == ("feed", "new"):
+        return call == BEGIN or when == "after"
+    return (kind, reader, changes) != ("batch", "new", ["delete"]) or (call, when) == (BEGIN, "after")
+
+
+async def holds(client, path, job_id, version, events, place):
+    """The version was told, and none was ever older than one before."""
     seen = events.seen
-    if (kind, reader) == ("feed", "new") or (kind, reader, version) == ("batch", "new", 2):
-        # A feed began somewhere here; and who finds a batch without the deleted job has never known of it.
-        after = (await report(client, other(job_id), percentage=99))["version"]
-        assert await tells(events, other(job_id), after, place)
-    elif not await tells(events, job_id, version, place):  # the stream has ended: EventSource would come back
-        async with stream(client, path_of(kind, job_id), events.parser.last_id) as events:
+    if not await tells(events, job_id, version, place):  # the stream has ended: EventSource would come back
+        async with stream(client, path, events.parser.last_id) as events:
             assert await tells(events, job_id, version, place)
             seen += events.seen
     told = {}
