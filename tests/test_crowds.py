@@ -180,8 +180,8 @@ async def test_a_crowd_that_goes_away_leaves_nothing_behind(inside, client, key,
     assert await topics(redis) == {f"jw:job:1:{id}".encode(): 1 for id in ids}
     await gone.kill()
     await comes_true(lambda: len(inside[Waiting]) == 0)
-    assert len(inside[Hub]._followers) == JOBS, "readers come back: topics linger"
-    await comes_true(lambda: not inside[Hub]._followers and not inside[Hub]._keys)
+    assert len(inside[Hub]._topics) == JOBS, "readers come back: topics linger"
+    await comes_true(lambda: not inside[Hub]._topics)
     assert not inside[EventChannel]._topics
     await comes_true(lambda: len(asyncio.all_tasks()) <= tasks and sockets("self") <= files + POOL)
     assert await topics(redis) == {}
