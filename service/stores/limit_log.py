@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from service.errors import RedisAway
 from service.stores.keys import PROCESSES_KEY, limit_key
 from service.stores.redis_pipe import RedisError, RedisPipe, Script
@@ -29,6 +31,8 @@ class Place:
     left: int
     returns_in_s: float
 
+
+_log = structlog.get_logger(__name__)
 
 _Log = tuple[str, str, int, int]  # whose, which policy, limit, window in s
 
@@ -76,6 +80,9 @@ class LimitLog:
                 reply = self._pipe.call(*self._call(log, len(askers)))
             except RedisAway as away:
                 _fail(askers, away)
+            except Exception as fault:  # ours; still nobody may wait for ever
+                _log.exception("redis_question_failed")
+                _fail(askers, fault)
             else:
                 reply.add_done_callback(partial(_hand_out, askers))
 

@@ -123,7 +123,8 @@ class RedisPipe:
     def before_send(self, build: Callable[[], None]) -> None:
         """Calls `build` once at the end of this turn of the event loop, just before everything is sent.
 
-        It is called even if Redis is away, and then meets RedisAway where it asks.
+        It is called even if Redis is away, and then meets RedisAway where it asks. What it raises is logged: whoever
+        waits for its answers must be told by itself.
         """
         self._builders.append(build)
         self._open_turn()
@@ -141,13 +142,14 @@ class RedisPipe:
 
     def _end_turn(self) -> None:
         builders, self._builders = self._builders, []
-        try:
-            for build in builders:
+        for build in builders:
+            try:
                 build()
-        finally:
-            self._turn_is_open = False
-            if self._connection is not None:
-                self._connection.send()
+            except Exception:  # one builder's fault must not be the end of what others ask
+                _log.exception("redis_question_failed")
+        self._turn_is_open = False
+        if self._connection is not None:
+            self._connection.send()
 
     async def _keep_up(self) -> None:
         while True:

@@ -237,6 +237,9 @@ class StatusCache:
                 reply = self._polls.call(READ_IF_NEWER, keys, args)
             except RedisAway as away:
                 _fail(slots, away)
+            except Exception as fault:  # ours; still nobody may wait for ever
+                _log.exception("redis_question_failed")
+                _fail(slots, fault)
             else:
                 reply.add_done_callback(partial(self._hand_out, slots, self.life, lease))
 
