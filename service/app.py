@@ -60,7 +60,8 @@ from service.streaming.ticket_operation import TicketOffice
 from service.tickets import Tickets
 
 KEYS_CHECKED_EVERY_s: Final = 1.0
-PROCESSES_COUNTED_EVERY_s: Final = 5.0
+PROCESSES_COUNTED_EVERY_s: Final = 1.0
+LIMITS_FORGOTTEN_EVERY_s: Final = 5.0
 FORGOTTEN_EVERY_s: Final = 60.0
 
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
@@ -131,7 +132,7 @@ def make_app(settings: Settings) -> web.Application:
         Streaming(streams, Following(hub, reader, changes), TicketOffice(tickets, ticket_sets, reader)),
         Sockets(streams),
         Writing(reporting, STATUS_OF),
-        Health(postgres, settings.database_url, cache),
+        Health(postgres, settings.database_url, cache, channel, limit_log),
         pages,
     )
     pages.describe(addresses, door)
@@ -161,6 +162,7 @@ def make_app(settings: Settings) -> web.Application:
             streams.run(),
             _every(KEYS_CHECKED_EVERY_s, keys.tick),
             _every(PROCESSES_COUNTED_EVERY_s, count_processes),
+            _every(LIMITS_FORGOTTEN_EVERY_s, forget_limits),
             _every(FORGOTTEN_EVERY_s, forget),
         ]
         tasks = [asyncio.create_task(each) for each in work]
@@ -170,9 +172,11 @@ def make_app(settings: Settings) -> web.Application:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def count_processes() -> None:
-        limiter.tick()
         with suppress(RedisAway):
             limiter.processes = await limit_log.count_processes(process)
+
+    async def forget_limits() -> None:
+        limiter.tick()
 
     async def forget() -> None:
         with suppress(Unavailable):

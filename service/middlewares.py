@@ -48,6 +48,8 @@ STATUS_TABLE: Final[Mapping[type[JobwireError], tuple[int, str]]] = {
     errors.TooManyStreams: (429, "Too many streams"),
     errors.Internal: (500, "Internal error"),
     errors.Unavailable: (503, "Service unavailable"),
+    errors.ReadOnly: (503, "Service unavailable"),
+    errors.Locked: (503, "Service unavailable"),
 }
 """The one table from error to HTTP status and title. A test holds the README's table to it."""
 

@@ -100,7 +100,13 @@ class Limiter:
         return Grant(policy, place.left, place.returns_in_s)
 
     async def look(self, whose: str, policy: Policy) -> Place:
-        """What is left, taking nothing; while Redis is away, of this process's share."""
+        """What is left, taking nothing; while Redis is away, of this process's share.
+
+        A refusal that stands counts here too: Redis may answer and be unable to write down what was taken.
+        """
+        refused_s = self._refused_for_s((whose, policy))
+        if refused_s > 0:
+            return Place(False, 0, refused_s)
         try:
             return await self._log.look(whose, policy.name, policy.most, policy.window_s)
         except RedisAway:
@@ -126,14 +132,15 @@ class Limiter:
 
     def _refuse_what_was_refused(self, key: _Whose) -> None:
         """A refusal that still stands needs no question. It names its policy, so a changed limit is another."""
-        until = self._refused_until.get(key)
-        if until is None:
-            return
-        left_s = until - self._clock()
-        if left_s > 0:
+        refused_s = self._refused_for_s(key)
+        if refused_s > 0:
             self.refused_here += 1
-            raise refusal(key[1], left_s)
-        del self._refused_until[key]
+            raise refusal(key[1], refused_s)
+
+    def _refused_for_s(self, key: _Whose) -> float:
+        """How long a refusal still stands; 0 where there is none."""
+        until = self._refused_until.get(key)
+        return max(0.0, until - self._clock()) if until is not None else 0.0
 
     def _judge_alone(self, key: _Whose) -> Place:
         """This process's share, counting what it granted before Redis went away."""

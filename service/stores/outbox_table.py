@@ -43,12 +43,11 @@ class OutboxTable:
 
         xid -> jobs as (account id, job id).
         """
-        rows = await connection.fetch(_SQL["claim_overdue"])
-        return {row["xid"]: list(zip(row["accounts"], row["jobs"], strict=True)) for row in rows}
+        return _by_commit(await connection.fetch(_SQL["claim_overdue"]))
 
-    async def delete(self, connection: Connection[asyncpg.Record], xids: list[str]) -> None:
-        """Deletes rows inside the transaction that claimed them."""
-        await connection.execute(_SQL["settle"], xids)
+    async def look_for_overdue(self, connection: Connection[asyncpg.Record]) -> dict[str, list[tuple[int, str]]]:
+        """As `claim_overdue` for a Postgres that is read-only: unlocked, and without what was settled here."""
+        return _by_commit(await connection.fetch(_SQL["look_for_overdue"], list(self._told)))
 
     async def now(self) -> datetime:
         """The database's clock."""
@@ -61,3 +60,7 @@ class OutboxTable:
         """Whether a commit from before `moment` (by the database's clock) is still untold."""
         row = await self._postgres.fetchrow(_SQL["any_older"], moment)
         return row is None or bool(row["waiting"])
+
+
+def _by_commit(rows: list[asyncpg.Record]) -> dict[str, list[tuple[int, str]]]:
+    return {row["xid"]: list(zip(row["accounts"], row["jobs"], strict=True)) for row in rows}

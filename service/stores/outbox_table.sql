@@ -6,6 +6,11 @@ delete from outbox where xid = any ($1::text[]::xid8[]);
 -- Commits that nobody told Redis of within a second, oldest first; two processes never take the same.
 select xid::text as xid, accounts, jobs from outbox where at < statement_timestamp() - interval '1 second' order by at limit 100 for update skip locked;
 
+-- name: look_for_overdue
+-- As claim_overdue where nothing can be locked, without what this process has told ($1).
+select xid::text as xid, accounts, jobs from outbox
+where at < statement_timestamp() - interval '1 second' and xid <> all ($1::text[]::xid8[]) order by at limit 100;
+
 -- name: now
 -- The database's clock, by which the ages of outbox rows are measured.
 select clock_timestamp() as now;

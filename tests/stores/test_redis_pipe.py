@@ -105,7 +105,11 @@ async def test_a_failing_builder_takes_nothing_from_the_others(open_pipe: OpenPi
     def fail() -> None:
         raise LookupError("a builder's own fault")
 
-    for build in (lambda: built.append(pipe.command("ECHO", "1")), fail, lambda: built.append(pipe.command("ECHO", "2"))):
+    for build in (
+        lambda: built.append(pipe.command("ECHO", "1")),
+        fail,
+        lambda: built.append(pipe.command("ECHO", "2")),
+    ):
         pipe.before_send(build)
     asked = pipe.command("ECHO", "asked")
     assert await asked == b"asked"
