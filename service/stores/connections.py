@@ -137,6 +137,11 @@ class Postgres:
         async with self.connection() as connection:
             await connection.execute(statement, *values)
 
+    @property
+    def connections(self) -> int:
+        """How many there are at the moment."""
+        return self._pool.get_size() if self._pool is not None else 0
+
     async def check(self) -> None:
         """Raises ReadOnly if it answers and takes no changes, Unavailable if it does not answer."""
         row = await self.fetchrow(_READ_ONLY)
@@ -167,7 +172,7 @@ class Postgres:
             self.errors[READ_ONLY] += 1
             raise ReadOnly() from error
         except asyncpg.TooManyConnectionsError as error:
-            self.reachable = self.reachable and self._has_connections()  # those go on answering
+            self.reachable = self.reachable and self.connections > 0  # those go on answering
             self.errors[FULL] += 1
             raise Unavailable("Postgres has no connection left for this service at the moment.") from error
         except _UNREACHABLE as error:
@@ -179,9 +184,6 @@ class Postgres:
         except _NOT_MIGRATED as error:
             self.errors[NOT_MIGRATED] += 1
             raise Unavailable("The database lacks our tables: run `python -m service migrate` first.") from error
-
-    def _has_connections(self) -> bool:
-        return self._pool is not None and self._pool.get_size() > 0
 
 
 async def _keep_as_it_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:

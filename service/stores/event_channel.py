@@ -100,7 +100,7 @@ class EventChannel:
     """One subscription connection that comes back by itself.
 
     `on_message` is called with topic and message; `on_back` after each (re)connect, once every topic is subscribed
-    again: what was announced meanwhile was missed. `up` says whether it listens.
+    again: what was announced meanwhile was missed. `up` says whether it listens, `lost` how often it was lost.
     """
 
     def __init__(self, url: str) -> None:
@@ -109,6 +109,7 @@ class EventChannel:
         self._connection: _Listening | None = None
         self._keeping_up: asyncio.Task[None] | None = None
         self.up = False
+        self.lost = 0
         self.on_message: Callable[[bytes, bytes], None] = lambda topic, message: None
         self.on_back: Callable[[], None] = lambda: None
 
@@ -148,6 +149,7 @@ class EventChannel:
                 await self._listen()
             except (OSError, TimeoutError, RedisError) as error:
                 if self.up:
+                    self.lost += 1
                     _log.warning("event_channel_lost", why=str(error) or type(error).__name__)
             finally:
                 self.up, self._connection = False, None
