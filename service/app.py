@@ -22,7 +22,8 @@ from service.limiting.limiter import Limiter
 from service.listing.cursor import Cursors
 from service.listing.handler import Listing
 from service.listing.operation import Pages
-from service.middlewares import STATUS_OF, RequestIds, request_middleware
+from service.metrics import COPIED_EVERY_s, Metrics, Parts
+from service.middlewares import STATUS_OF, Problems, RequestIds, request_middleware
 from service.pages.handler import ApiPages
 from service.polling.handler import Polling
 from service.polling.many_handler import PollingMany
@@ -61,10 +62,12 @@ from service.streaming.ticket_operation import TicketOffice
 from service.tickets import Tickets
 
 KEYS_CHECKED_EVERY_s: Final = 1.0
-PROCESSES_COUNTED_EVERY_s: Final = 5.0
+PROCESSES_COUNTED_EVERY_s: Final = 1.0
+LIMITS_FORGOTTEN_EVERY_s: Final = 5.0
 FORGOTTEN_EVERY_s: Final = 60.0
 
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
+PROBLEMS: Final = web.AppKey("problems", Problems)
 CORS: Final = web.AppKey("cors", Cors)
 
 _log = structlog.get_logger(__name__)
@@ -112,12 +115,12 @@ def make_app(settings: Settings) -> web.Application:
     reporting = Reporting(postgres, jobs, batches, collector, announcer)
 
     # addresses
-    request_ids = RequestIds()
+    request_ids, problems = RequestIds(), Problems()
     app = web.Application(
-        middlewares=[request_middleware(request_ids, access_log=settings.access_log)],
+        middlewares=[request_middleware(request_ids, problems, access_log=settings.access_log)],
         client_max_size=RESULT_LIMIT,
     )
-    app[REQUEST_IDS] = request_ids
+    app[REQUEST_IDS], app[PROBLEMS] = request_ids, problems
     if settings.cors_origins:  # without them no response pays for it
         app[CORS] = cors = Cors(settings.cors_origins)
         app.middlewares.append(preflight_middleware(cors))
@@ -133,11 +136,35 @@ def make_app(settings: Settings) -> web.Application:
         Sockets(streams),
         Writing(reporting, STATUS_OF),
         Limits(limiter),
-        Health(postgres, settings.database_url, cache),
+        Health(postgres, settings.database_url, cache, channel, limit_log),
         pages,
     )
     pages.describe(addresses, door)
     app.add_routes(addresses)
+
+    metrics = settings.metrics_listen and Metrics(
+        settings.metrics_listen,
+        Parts(
+            postgres=postgres,
+            polls=polls,
+            puts=puts,
+            channel=channel,
+            cache=cache,
+            memory=memory,
+            keys=keys,
+            limit_log=limit_log,
+            outbox=outbox,
+            reader=reader,
+            hub=hub,
+            limiter=limiter,
+            streams=streams,
+            waiting=waiting,
+            announcer=announcer,
+            collector=collector,
+            relay=relay,
+            problems=problems,
+        ),
+    )
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
         await postgres.open()
@@ -163,8 +190,11 @@ def make_app(settings: Settings) -> web.Application:
             streams.run(),
             _every(KEYS_CHECKED_EVERY_s, keys.tick),
             _every(PROCESSES_COUNTED_EVERY_s, count_processes),
+            _every(LIMITS_FORGOTTEN_EVERY_s, forget_limits),
             _every(FORGOTTEN_EVERY_s, forget),
         ]
+        if metrics is not None:
+            work.append(_every(COPIED_EVERY_s, measure_outbox))
         tasks = [asyncio.create_task(each) for each in work]
         yield
         for task in tasks:
@@ -172,9 +202,15 @@ def make_app(settings: Settings) -> web.Application:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def count_processes() -> None:
-        limiter.tick()
         with suppress(RedisAway):
             limiter.processes = await limit_log.count_processes(process)
+
+    async def forget_limits() -> None:
+        limiter.tick()
+
+    async def measure_outbox() -> None:
+        with suppress(Unavailable):
+            await outbox.measure()
 
     async def forget() -> None:
         with suppress(Unavailable):
@@ -186,6 +222,8 @@ def make_app(settings: Settings) -> web.Application:
         waiting.end_all()
 
     app.cleanup_ctx.extend([stores, background])
+    if metrics is not None:
+        app.cleanup_ctx.append(metrics.serve)
     app.on_shutdown.append(end_what_is_held)
     return app
 

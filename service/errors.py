@@ -281,6 +281,14 @@ class Unavailable(JobwireError):
     retry_after_s = 2
 
 
+class ReadOnly(Unavailable):
+    """The store of jobs can be read but takes no changes at the moment."""
+
+
+class Locked(Unavailable):
+    """Another writer holds the job, or its batch, at the moment."""
+
+
 def absent_job(kind: str, job_id: str, expired_at: str | None) -> JobwireError:
     """The error for a job that is not there, by the kind of its absence."""
     if kind == "forbidden":

@@ -126,6 +126,7 @@ class Hub:
         self.repaired = 0  # changes that no message told
         channel.on_message = self._heard
         channel.on_back = self._resync_all
+        channel.on_lost = self._hurry.set  # from now on Postgres is compared more often
 
     @asynccontextmanager
     async def follow(self, key: JobKey, follower: Follower) -> AsyncIterator[None]:

@@ -6,6 +6,7 @@ import itertools
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -48,6 +49,8 @@ STATUS_TABLE: Final[Mapping[type[JobwireError], tuple[int, str]]] = {
     errors.TooManyStreams: (429, "Too many streams"),
     errors.Internal: (500, "Internal error"),
     errors.Unavailable: (503, "Service unavailable"),
+    errors.ReadOnly: (503, "Service unavailable"),
+    errors.Locked: (503, "Service unavailable"),
 }
 """The one table from error to HTTP status and title. A test holds the README's table to it."""
 
@@ -77,7 +80,20 @@ class RequestIds:
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
-def request_middleware(ids: RequestIds, *, access_log: bool) -> Any:
+class Problems:
+    """Errors made into problem+json, and counted: `counts` by error_type."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def of(self, request: web.BaseRequest, error: BaseException, request_id: str) -> web.Response:
+        """The answer to an error, whoever raised it."""
+        ours = as_our_error(error, request, request_id)
+        self.counts[ours.error_type] += 1
+        return problem(request, ours, request_id)
+
+
+def request_middleware(ids: RequestIds, problems: Problems, *, access_log: bool) -> Any:
     """One middleware for all three duties, so that a poll passes one and not three."""
 
     @web.middleware
@@ -89,7 +105,7 @@ def request_middleware(ids: RequestIds, *, access_log: bool) -> Any:
         except Exception as error:
             if request.writer.output_size:  # a stream has begun: a second response in it would be nonsense
                 raise
-            response = problem(request, as_our_error(error, request, request_id), request_id)
+            response = problems.of(request, error, request_id)
             _end_with_a_broken_body(request, response)
         if not response.prepared:  # a stream has sent its headers already
             response.headers["X-Request-Id"] = request_id

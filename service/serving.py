@@ -16,10 +16,10 @@ import uvloop
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from service.app import CORS, REQUEST_IDS, make_app
+from service.app import CORS, PROBLEMS, REQUEST_IDS, make_app
 from service.cors import Cors
 from service.errors import ExpectationFailed, Malformed
-from service.middlewares import RequestIds, as_our_error, problem
+from service.middlewares import Problems, RequestIds
 from service.requests import Connection
 from service.settings import Settings
 
@@ -34,6 +34,7 @@ class _Connection(Connection):
     """One connection of a client."""
 
     request_ids: RequestIds
+    problems: Problems
     cors: Cors | None
 
     def data_received(self, data: bytes) -> None:
@@ -68,7 +69,7 @@ class _Connection(Connection):
 
     def _refuse(self, request: web.BaseRequest, error: BaseException) -> web.Response:
         request_id = self.request_ids.of(request)
-        response = problem(request, as_our_error(error, request, request_id), request_id)
+        response = self.problems.of(request, error, request_id)
         response.headers["X-Request-Id"] = request_id
         if self.cors is not None:  # no signal of the application is sent for these
             self.cors.mark(request.headers.get("Origin"), response.headers)
@@ -77,16 +78,16 @@ class _Connection(Connection):
 
 
 class _Server(web.Server):
-    def __init__(self, template: web.Server, request_ids: RequestIds, cors: Cors | None, **options: Any) -> None:
+    def __init__(self, template: web.Server, app: web.Application, **options: Any) -> None:
         super().__init__(template.request_handler, request_factory=template.request_factory, **options)
-        self._request_ids = request_ids
-        self._cors = cors
+        self._app = app
         self._options = options
 
     def __call__(self) -> web.RequestHandler:
         connection = _Connection(self, loop=asyncio.get_running_loop(), **self._options)
-        connection.request_ids = self._request_ids
-        connection.cors = self._cors
+        connection.request_ids = self._app[REQUEST_IDS]
+        connection.problems = self._app[PROBLEMS]
+        connection.cors = self._app.get(CORS)
         return connection
 
 
@@ -95,7 +96,7 @@ class ServiceRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         template = await super()._make_server()
-        return _Server(template, self.app[REQUEST_IDS], self.app.get(CORS), **self._kwargs)
+        return _Server(template, self.app, **self._kwargs)
 
 
 async def runner() -> ServiceRunner:

@@ -14,6 +14,8 @@ from environs import Env, EnvValidationError, ValidationError, validate
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 SECRET_LENGTH: Final = 32
+LAST_PORT: Final = 65535
+OFF: Final = "off"
 ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
 
 
@@ -41,6 +43,7 @@ class Settings:
     trusted_proxies: tuple[str, ...]
     cors_origins: tuple[str, ...]
     access_log: bool
+    metrics_listen: tuple[str, int] | None
     log_level: str
     data_folder: Path
 
@@ -57,7 +60,7 @@ class Settings:
             database_direct_url=env.str("DATABASE_DIRECT_URL", default="", validate=_is_postgres) or database_url,
             redis_url=env.str("REDIS_URL", default="", validate=_is_redis),
             host=env.str("JOBWIRE_HOST", default="127.0.0.1", validate=validate.Length(min=1)),
-            port=env.int("JOBWIRE_PORT", default=8080, validate=validate.Range(min=0, max=65535)),
+            port=env.int("JOBWIRE_PORT", default=8080, validate=validate.Range(min=0, max=LAST_PORT)),
             secrets=tuple(env.list("JOBWIRE_SECRETS", default=[], validate=_each_is_long) or ()),
             prepared_statements=env.bool("JOBWIRE_PREPARED_STATEMENTS", default=True),
             pool_size=env.int("JOBWIRE_POOL_SIZE", default=16, validate=validate.Range(min=2, max=500)),
@@ -71,6 +74,7 @@ class Settings:
                 env.list("JOBWIRE_CORS_ORIGINS", default=[], subcast=str.strip, validate=_each_is_an_origin) or ()
             ),
             access_log=env.bool("JOBWIRE_ACCESS_LOG", default=False),
+            metrics_listen=_address(env.str("JOBWIRE_METRICS_LISTEN", default="127.0.0.1:9464", validate=_is_address)),
             log_level=env.str("JOBWIRE_LOG_LEVEL", default="info", validate=validate.OneOf(LOG_LEVELS)),
             data_folder=Path(env.str("JOBWIRE_DATA", default=".data")),
         )
@@ -81,6 +85,19 @@ class Settings:
 def _each_is_long(secrets: list[str]) -> None:
     if any(len(secret.strip()) < SECRET_LENGTH for secret in secrets):
         raise ValidationError(f"each secret needs at least {SECRET_LENGTH} characters")
+
+
+def _address(written: str | None) -> tuple[str, int] | None:
+    """host:port, or [IPv6]:port. None: nothing is to be listened on, or it is not understood."""
+    host, colon, port = (written or OFF).rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > LAST_PORT:
+        return None
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_address(written: str) -> None:
+    if written not in ("", OFF) and _address(written) is None:
+        raise ValidationError("is not understood: write host:port such as 127.0.0.1:9464, or off")
 
 
 def _is_postgres(url: str) -> None:

@@ -237,7 +237,13 @@ class RunnerServer(TestServer):
 
 def environment_of(database: str, redis_url: str) -> dict[str, str]:
     """What a web process needs in its environment."""
-    return {"DATABASE_URL": database, "REDIS_URL": redis_url, "JOBWIRE_SECRETS": SECRET, "JOBWIRE_LOG_LEVEL": "warning"}
+    return {
+        "DATABASE_URL": database,
+        "REDIS_URL": redis_url,
+        "JOBWIRE_SECRETS": SECRET,
+        "JOBWIRE_LOG_LEVEL": "warning",
+        "JOBWIRE_METRICS_LISTEN": "off",
+    }
 
 
 def with_database(url: str, name: str) -> str:

@@ -33,6 +33,11 @@ class FaultProxy:
         self._port = self._server.sockets[0].getsockname()[1]
         self.url = urlunsplit(self._behind._replace(netloc=f"{self._behind.username or ''}@127.0.0.1:{self._port}"))
 
+    def lead_to(self, url: str) -> None:
+        """To another store from now on, as a failover does: what is connected is cut."""
+        self._behind = urlsplit(url)
+        self.cut()
+
     def freeze(self) -> None:
         """Takes connections and bytes, keeps them, and passes nothing on."""
         self._asks.clear()

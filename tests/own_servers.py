@@ -44,13 +44,28 @@ class OwnServer:
         self._server.stop()
 
     def keep_a_copy(self) -> None:
-        """Of its data as they are on disk now."""
+        """Of its data as they are on disk now. (Of Postgres while it is down.)"""
         shutil.copytree(self._server.data, self._copy)
+        owner = self._server.data.stat()
+        for path in [self._copy, *self._copy.rglob("*")]:
+            os.chown(path, owner.st_uid, owner.st_gid)
 
     def put_the_copy_back(self) -> None:
         """While it is down: the next start finds old data."""
         shutil.rmtree(self._server.data)
         self._copy.rename(self._server.data)
+
+    def empty(self) -> None:
+        """While it is down: the next start finds no data."""
+        for path in self._server.data.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def make_a_standby(self) -> None:
+        """While it is down: the next start of Postgres waits for a primary, and is read-only."""
+        signal_file = self._server.data / "standby.signal"
+        signal_file.touch()
+        owner = self._server.data.stat()
+        os.chown(signal_file, owner.st_uid, owner.st_gid)
 
     @property
     def _copy(self) -> Path:

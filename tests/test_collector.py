@@ -13,8 +13,9 @@ from zlib import crc32
 import asyncpg
 import pytest
 
-from service.errors import Unavailable
+from service.errors import Locked, Unavailable
 from service.job import NewJob, Report
+from service.reporting import collector
 from service.reporting.announcer import Announcer
 from service.reporting.collector import MOST_IN_ONE_STATEMENT, SHARDS, Collector, Taken
 from service.stores.connections import Postgres
@@ -364,15 +365,35 @@ async def test_a_commit_whose_answer_is_lost_is_unavailable_and_never_sent_again
         await parts.postgres.close()
 
 
-async def test_a_lock_that_another_keeps_is_unavailable_once(parts: Parts, sql: asyncpg.Connection) -> None:
-    a, b = ids = ids_of_shard(0, 2)
+async def test_only_the_reports_on_a_job_that_another_keeps_locked_are_unavailable(
+    parts: Parts, sql: asyncpg.Connection
+) -> None:
+    a, b, c = ids = ids_of_shard(0, 3)
     await parts.create(ids)
     async with sql.transaction():
-        await sql.execute("select from jobs where id = $1 for update", a)
+        await sql.execute("select from jobs where id = $1 for update", b)
+        reports = [*(said(job_id, "1") for job_id in ids), said(b, "2"), said(c, "2")]
+        ends = await ended(*(parts.collector.take(report) for report in reports))
+    assert [type(end) for end in ends] == [Taken, Locked, Taken, Locked, Taken]
+    assert parts.table.sizes == [3, 1, 1, 1, 1], "all together, then each alone; what waits for the same job does not"
+    assert parts.postgres.reachable, "it answered: polls are not called stale for it"
+    assert {job_id: row["version"] for job_id, row in (await parts.rows()).items()} == {a: 2, b: 1, c: 3}
+    assert (await parts.collector.take(said(b, "3"))).verdict.job.version == 2
+
+
+async def test_many_locks_that_another_keeps_hold_nobody_up_for_long(
+    parts: Parts, sql: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "SINGLY_FOR_s", 0.5)
+    ids = ids_of_shard(0, 40)
+    await parts.create(ids)
+    async with sql.transaction():
+        await sql.execute("select from jobs for update")
         ends = await ended(*(parts.collector.take(said(job_id, "x")) for job_id in ids))
-    assert [type(end) for end in ends] == [Unavailable, Unavailable]
-    assert parts.table.sizes == [2]
-    assert (await parts.collector.take(said(b, "y"))).verdict.job.version == 2
+    assert {type(end) for end in ends} == {Locked}
+    assert parts.table.sizes == [40, 1]
+    assert {row["version"] for row in (await parts.rows()).values()} == {1}
+    assert (await parts.collector.take(said(ids[0], "y"))).verdict.job.version == 2
 
 
 async def end_the_session_that_waits(connection: asyncpg.Connection) -> None:

@@ -155,7 +155,7 @@ async def test_a_redis_that_is_back_is_not_trusted_while_anything_waits_to_be_to
                 await until(lambda: clients_are_back(admin, 4), 2)
             down = [(await speaker.ask(web, "GET", "/readyz")).json["down"].keys() for web in (one, other)]
             assert (await speaker.poll(other, "j")).version == said.version
-            assert down == [{"redis"}] * 2
+            assert all("redis" in named for named in down)
         await until(lambda: are_ready(speaker, (one, other)), BEHIND_s)
         assert (await speaker.poll(other, "j")).version == said.version
 
@@ -380,7 +380,7 @@ async def test_nothing_hangs_while_both_stores(start_web, key, database, redis_u
         for answer in await asyncio.gather(*asked):
             assert (answer.status, answer.took_s < BOUND_s + 0.5) == (503, True), answer
         assert (await speaker.ask(web, "GET", "/healthz")).took_s < 0.5
-        assert (await what_is_down(speaker, web)).keys() == {"postgres", "redis"}
+        assert (await what_is_down(speaker, web)).keys() >= {"postgres", "redis"}
         for proxy in (postgres, redis):
             proxy.thaw() if what == "hang" else await proxy.accept()
         print(f"ready after {await until(lambda: are_ready(speaker, [web]), 4):.2f} s")

@@ -100,7 +100,10 @@ class Limiter:
         return Grant(policy, place.left, place.returns_in_s)
 
     async def look(self, whose: str, policy: Policy) -> Place:
-        """What is left now, taking nothing and counting nothing; while Redis is away, of this process's share."""
+        """What is left now, taking nothing and counting nothing; while Redis is away, of this process's share.
+
+        A refusal that stands counts here too: Redis may answer and be unable to write down what was taken.
+        """
         key = (whose, policy)
         refused_s = self._refused_for_s(key)
         if refused_s > 0:

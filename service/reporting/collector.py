@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from zlib import crc32
 
+from service.errors import Locked
 from service.job import Report
 from service.reporting.announcer import Announcer, written_by
 from service.stores.job_table import BadValue, JobTable, Verdict
@@ -16,6 +18,8 @@ from service.stores.ready import ReadyAnswer
 
 SHARDS: Final = 4
 MOST_IN_ONE_STATEMENT: Final = 500
+SINGLY_FOR_s: Final = 4.0
+"""How long the reports of a statement that failed may take when they are run one by one."""
 
 
 @dataclass(slots=True)
@@ -45,11 +49,22 @@ class _Waiting:
             self.end.set_result(taken)
 
 
+@dataclass(slots=True)
+class Commits:
+    """What was committed: statements, the reports in them, the seconds that they took. `split`: run singly instead."""
+
+    statements: int = 0
+    reports: int = 0
+    seconds: float = 0.0
+    split: int = 0
+
+
 class Collector:
     """Shards reports by job. A shard has one statement in flight and sends the next as soon as it is back: no timer."""
 
     def __init__(self, table: JobTable, announcer: Announcer) -> None:
-        self._shards = [_Shard(table, announcer) for _ in range(SHARDS)]
+        self.commits = Commits()
+        self._shards = [_Shard(table, announcer, self.commits) for _ in range(SHARDS)]
 
     def take(self, report: Report) -> asyncio.Future[Taken]:
         """Ends after the commit, and after Redis was told or could not be. Reports on one job are taken in order.
@@ -66,8 +81,9 @@ class Collector:
 
 
 class _Shard:
-    def __init__(self, table: JobTable, announcer: Announcer) -> None:
+    def __init__(self, table: JobTable, announcer: Announcer, commits: Commits) -> None:
         self._table = table
+        self._commits = commits
         self._announcer = announcer
         self._waiting: deque[_Waiting] = deque()
         self._committing = False
@@ -107,21 +123,43 @@ class _Shard:
         return list(group.values())
 
     async def _commit(self, group: Sequence[_Waiting]) -> None:
+        sent_at = time.perf_counter()
         try:
             verdicts = await self._table.report([waiting.report for waiting in group])
-        except BadValue as error:
-            if len(group) == 1:
-                group[0].fail(error)
-                return
-            for waiting in group:  # one bad value must not fail the others: each alone, once
-                await self._commit([waiting])
+        except (BadValue, Locked) as error:
+            if len(group) > 1:
+                await self._commit_singly(group)
+            elif isinstance(error, Locked):
+                self._fail([*group, *self._behind(group)], error)
+            else:
+                self._fail(group, error)
         except BaseException as error:
-            for waiting in [*group, *self._behind(group)]:
-                waiting.fail(error)
+            self._fail([*group, *self._behind(group)], error)
             if not isinstance(error, Exception):
                 raise
         else:
+            self._commits.statements += 1
+            self._commits.reports += len(group)
+            self._commits.seconds += time.perf_counter() - sent_at
             self._spawn(self._tell(group, verdicts))
+
+    async def _commit_singly(self, group: Sequence[_Waiting]) -> None:
+        """One bad value, or one job that another writer keeps locked, must not fail the others: each alone, once.
+
+        Every lock is waited for, so where many are kept not all get their turn.
+        """
+        self._commits.split += 1
+        until = asyncio.get_running_loop().time() + SINGLY_FOR_s
+        for n, waiting in enumerate(group):
+            if asyncio.get_running_loop().time() > until:
+                rest = group[n:]
+                self._fail([*rest, *self._behind(rest)], Locked())
+                return
+            await self._commit([waiting])
+
+    def _fail(self, waiting: Sequence[_Waiting], error: BaseException) -> None:
+        for one in waiting:
+            one.fail(error)
 
     def _behind(self, group: Sequence[_Waiting]) -> list[_Waiting]:
         """Takes out what waits for the same jobs. Each in turn would wait as long again for a store that is away."""

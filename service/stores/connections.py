@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import asyncpg
 
-from service.errors import Unavailable
+from service.errors import Locked, ReadOnly, Unavailable
 
 CANCELLING_s: Final = 1.0
 """How long Postgres may take to confirm that it gave up a statement, before we give up the connection."""
+
+AWAY, FULL, READ_ONLY, LOCKED, NOT_MIGRATED = "away", "no_connection_left", "read_only", "locked", "not_migrated"
+ERRORS: Final = (AWAY, FULL, READ_ONLY, LOCKED, NOT_MIGRATED)
 
 Connection = asyncpg.pool.PoolConnectionProxy
 
@@ -24,13 +28,12 @@ _UNREACHABLE = (
     asyncpg.InternalClientError,
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
-    asyncpg.exceptions.ReadOnlySQLTransactionError,
     asyncpg.exceptions.ObjectNotInPrerequisiteStateError,  # it is in recovery: a standby, or on its way to be primary
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
 _NOT_MIGRATED = (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.UndefinedColumnError)
-_BUSY = (asyncpg.LockNotAvailableError, asyncpg.exceptions.TransactionRollbackError)
+_LOCKED = (asyncpg.LockNotAvailableError, asyncpg.exceptions.TransactionRollbackError)
 
 # A process that stands still, or is cut off, must not hold its locks for longer than a moment.
 _BEGIN = "begin; set local idle_in_transaction_session_timeout = '2s'"
@@ -38,6 +41,7 @@ _IDENTITY = """
 select concat_ws(':', system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), d.oid)
 from pg_control_system(), pg_database d where d.datname = current_database()
 """
+_READ_ONLY = "select current_setting('transaction_read_only')::bool as read_only"
 _DURABILITY = """
 select name from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit') and setting = 'off'
 """
@@ -47,6 +51,8 @@ class Postgres:
     """A pool that opens when first used, so that the service starts, and answers from Redis, while Postgres is away.
 
     `identity` names the cluster, its timeline and the database: it changes when Postgres is restored or fails over.
+    `reachable`: it answered the last statement; `writable`: it took the last change. `errors` counts what was not
+    answered, by reason: one of ERRORS.
     """
 
     def __init__(self, url: str, *, pool_size: int, prepared_statements: bool, timeout_s: float) -> None:
@@ -57,6 +63,8 @@ class Postgres:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self.identity = ""
         self.reachable = False
+        self.writable = True
+        self.errors: Counter[str] = Counter()
         self.on_identity: list[Callable[[str], None]] = []
 
     async def open(self) -> None:
@@ -112,6 +120,7 @@ class Postgres:
                 await connection.execute("rollback")
                 raise
             await connection.execute("commit")
+            self.writable = True
 
     async def fetch(self, statement: str, *values: Any) -> list[asyncpg.Record]:
         """All rows of one statement."""
@@ -128,6 +137,18 @@ class Postgres:
         async with self.connection() as connection:
             await connection.execute(statement, *values)
 
+    @property
+    def connections(self) -> int:
+        """How many there are at the moment."""
+        return self._pool.get_size() if self._pool is not None else 0
+
+    async def check(self) -> None:
+        """Raises ReadOnly if it answers and takes no changes, Unavailable if it does not answer."""
+        row = await self.fetchrow(_READ_ONLY)
+        self.writable = row is not None and not row["read_only"]
+        if not self.writable:
+            raise ReadOnly()
+
     async def weak_durability(self) -> list[str]:
         """The settings with which an acknowledged report could be lost in a crash of the server; empty is good."""
         return [row["name"] for row in await self.fetch(_DURABILITY)]
@@ -143,15 +164,26 @@ class Postgres:
     def _as_our_errors(self) -> Iterator[None]:
         try:
             yield
+        except _LOCKED as error:  # asked first: to asyncpg a lock is also a prerequisite state
+            self.errors[LOCKED] += 1
+            raise Locked() from error
+        except asyncpg.exceptions.ReadOnlySQLTransactionError as error:
+            self.writable = False
+            self.errors[READ_ONLY] += 1
+            raise ReadOnly() from error
+        except asyncpg.TooManyConnectionsError as error:
+            self.reachable = self.reachable and self.connections > 0  # those go on answering
+            self.errors[FULL] += 1
+            raise Unavailable("Postgres has no connection left for this service at the moment.") from error
         except _UNREACHABLE as error:
             if isinstance(error, ValueError):  # asyncpg's word for a value that does not fit: our fault, not Postgres's
                 raise
             self.reachable = False
+            self.errors[AWAY] += 1
             raise Unavailable() from error
         except _NOT_MIGRATED as error:
+            self.errors[NOT_MIGRATED] += 1
             raise Unavailable("The database lacks our tables: run `python -m service migrate` first.") from error
-        except _BUSY as error:
-            raise Unavailable("Another writer holds these jobs at the moment.") from error
 
 
 async def _keep_as_it_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -100,7 +100,8 @@ class EventChannel:
     """One subscription connection that comes back by itself.
 
     `on_message` is called with topic and message; `on_back` after each (re)connect, once every topic is subscribed
-    again: what was announced meanwhile was missed. `up` says whether it listens.
+    again: what was announced meanwhile was missed; `on_lost` when it listens no more. `up` says whether it listens,
+    `lost` how often it ceased to.
     """
 
     def __init__(self, url: str) -> None:
@@ -109,8 +110,10 @@ class EventChannel:
         self._connection: _Listening | None = None
         self._keeping_up: asyncio.Task[None] | None = None
         self.up = False
+        self.lost = 0
         self.on_message: Callable[[bytes, bytes], None] = lambda topic, message: None
         self.on_back: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Listens in the background. An absent Redis is not an error."""
@@ -148,10 +151,16 @@ class EventChannel:
                 await self._listen()
             except (OSError, TimeoutError, RedisError) as error:
                 if self.up:
-                    _log.warning("event_channel_lost", why=str(error) or type(error).__name__)
+                    self._is_lost(str(error) or type(error).__name__)
             finally:
                 self.up, self._connection = False, None
             await asyncio.sleep(RECONNECT_EVERY_s)
+
+    def _is_lost(self, why: str) -> None:
+        self.up = False
+        self.lost += 1
+        _log.warning("event_channel_lost", why=why)
+        self.on_lost()
 
     async def _listen(self) -> None:
         """One connection from its beginning to its end, which is always an error."""

@@ -67,10 +67,13 @@ async def migrate(direct_url: str, *, wait_s: float = 60) -> list[str]:
         return lacking
 
 
-async def pending(url: str) -> list[str]:
-    """The file names of the migrations that the database lacks, in order. Raises Unavailable."""
+async def pending(url: str, *, timeout_s: float = TIMEOUT_s) -> list[str]:
+    """The file names of the migrations that the database lacks, in order. Raises Unavailable.
+
+    `timeout_s`: for the attempt to connect, for the question, and for the goodbye.
+    """
     try:
-        async with _connected(url, wait_s=0) as connection:
+        async with _connected(url, wait_s=0, timeout_s=timeout_s) as connection:
             return await _lacking(connection)
     except MigrationFailed as error:
         raise Unavailable() from error
@@ -97,19 +100,19 @@ def _in_its_wheel() -> str | None:
 
 
 @asynccontextmanager
-async def _connected(url: str, wait_s: float) -> AsyncIterator[_Connection]:
+async def _connected(url: str, wait_s: float, timeout_s: float = TIMEOUT_s) -> AsyncIterator[_Connection]:
     """A session of our own; what goes wrong with it becomes MigrationFailed."""
-    connection = await _connect(url, wait_s)
+    connection = await _connect(url, wait_s, timeout_s)
     try:
         yield connection
     except _TROUBLE as error:
         raise MigrationFailed(f"The session with Postgres failed: {_said(error, url)}") from error
     finally:
         with suppress(*_TROUBLE):
-            await connection.close(timeout=TIMEOUT_s)
+            await connection.close(timeout=timeout_s)
 
 
-async def _connect(url: str, wait_s: float) -> _Connection:
+async def _connect(url: str, wait_s: float, timeout_s: float) -> _Connection:
     if not _is_usable(url):
         raise MigrationFailed(
             "The URL of the database is not understood. It is written "
@@ -118,7 +121,7 @@ async def _connect(url: str, wait_s: float) -> _Connection:
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            return await asyncpg.connect(url, timeout=TIMEOUT_s, command_timeout=TIMEOUT_s, statement_cache_size=0)
+            return await asyncpg.connect(url, timeout=timeout_s, command_timeout=timeout_s, statement_cache_size=0)
         except _NOT_UP_YET as error:
             if time.monotonic() >= deadline:
                 raise MigrationFailed(

@@ -17,11 +17,12 @@ _SQL: Final = load("outbox_table")
 
 
 class OutboxTable:
-    """Rows are named by the transaction that wrote them (`xid`)."""
+    """Rows are named by the transaction that wrote them (`xid`). `oldest_s`: how old the oldest was when measured."""
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
         self._told: set[str] = set()
+        self.oldest_s = 0.0
 
     def settle(self, xid: str) -> None:
         """Redis has heard of this commit; its row goes with the next `sweep`."""
@@ -43,12 +44,16 @@ class OutboxTable:
 
         xid -> jobs as (account id, job id).
         """
-        rows = await connection.fetch(_SQL["claim_overdue"])
-        return {row["xid"]: list(zip(row["accounts"], row["jobs"], strict=True)) for row in rows}
+        return _by_commit(await connection.fetch(_SQL["claim_overdue"]))
 
-    async def delete(self, connection: Connection[asyncpg.Record], xids: list[str]) -> None:
-        """Deletes rows inside the transaction that claimed them."""
-        await connection.execute(_SQL["settle"], xids)
+    async def look_for_overdue(self, connection: Connection[asyncpg.Record]) -> dict[str, list[tuple[int, str]]]:
+        """As `claim_overdue` for a Postgres that is read-only: unlocked, and without what was settled here."""
+        return _by_commit(await connection.fetch(_SQL["look_for_overdue"], list(self._told)))
+
+    async def measure(self) -> None:
+        """Measures `oldest_s`. Raises Unavailable."""
+        row = await self._postgres.fetchrow(_SQL["oldest"])
+        self.oldest_s = row["oldest_s"] if row is not None else 0.0
 
     async def now(self) -> datetime:
         """The database's clock."""
@@ -61,3 +66,7 @@ class OutboxTable:
         """Whether a commit from before `moment` (by the database's clock) is still untold."""
         row = await self._postgres.fetchrow(_SQL["any_older"], moment)
         return row is None or bool(row["waiting"])
+
+
+def _by_commit(rows: list[asyncpg.Record]) -> dict[str, list[tuple[int, str]]]:
+    return {row["xid"]: list(zip(row["accounts"], row["jobs"], strict=True)) for row in rows}

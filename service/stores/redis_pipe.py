@@ -62,6 +62,7 @@ class Script:
 
 class RedisPipe:
     """One connection that comes back by itself. `up` says whether it may be asked, `why_down` why not.
+    `lost` counts how often it was lost.
 
     `on_up` are called after each connect with what Redis says about itself (`run_id`, `redis_version`,
     `maxmemory_policy`, ...), `on_down` after each loss; both before anybody can ask or learn of it.
@@ -87,6 +88,7 @@ class RedisPipe:
         self._turn_is_open = False
         self._builders: list[Callable[[], None]] = []
         self.up = False
+        self.lost = 0
         self.why_down = "not started"
         self.on_up: list[OnUp] = [on_up] if on_up else []
         self.on_down: list[OnDown] = [on_down] if on_down else []
@@ -123,7 +125,8 @@ class RedisPipe:
     def before_send(self, build: Callable[[], None]) -> None:
         """Calls `build` once at the end of this turn of the event loop, just before everything is sent.
 
-        It is called even if Redis is away, and then meets RedisAway where it asks.
+        It is called even if Redis is away, and then meets RedisAway where it asks. What it raises is logged: whoever
+        waits for its answers must be told by itself.
         """
         self._builders.append(build)
         self._open_turn()
@@ -141,13 +144,14 @@ class RedisPipe:
 
     def _end_turn(self) -> None:
         builders, self._builders = self._builders, []
-        try:
-            for build in builders:
+        for build in builders:
+            try:
                 build()
-        finally:
-            self._turn_is_open = False
-            if self._connection is not None:
-                self._connection.send()
+            except Exception:  # one builder's fault must not be the end of what others ask
+                _log.exception("redis_question_failed")
+        self._turn_is_open = False
+        if self._connection is not None:
+            self._connection.send()
 
     async def _keep_up(self) -> None:
         while True:
@@ -223,6 +227,7 @@ class RedisPipe:
         if connection is not self._connection:
             return  # it never came up, or was closed by us
         self._connection, self.up, self.why_down = None, False, why
+        self.lost += 1
         _log.warning("redis_down", why=why)
         for hear in self.on_down:
             hear()

@@ -105,7 +105,8 @@ class StatusCache:
     that nobody trusts yet, call `on_connect` with it, and wait until the owner, who has seen that every change
     from before it was told, calls `trust` with that generation.
     `on_new_life` are called when what was read before can no longer be compared with what will be read.
-    `policy` is Redis's maxmemory_policy as of the last connect. `redis_errors` counts error replies.
+    `policy` is Redis's maxmemory_policy as of the last connect. `redis_errors` counts error replies, `lives` the lives
+    that have begun.
     """
 
     scripts: Final = (READ_IF_NEWER, PUT, FILL)
@@ -129,6 +130,7 @@ class StatusCache:
         self._confirmed_at = time.monotonic()  # the gate is shut, and opens no earlier than it has looked itself
         self.policy = ""
         self.redis_errors = 0
+        self.lives = 0
         self._refusal = ""
         self.on_connect: list[Callable[[int], None]] = []
         self.on_new_life: list[Callable[[], None]] = []
@@ -237,6 +239,9 @@ class StatusCache:
                 reply = self._polls.call(READ_IF_NEWER, keys, args)
             except RedisAway as away:
                 _fail(slots, away)
+            except Exception as fault:  # ours; still nobody may wait for ever
+                _log.exception("redis_question_failed")
+                _fail(slots, fault)
             else:
                 reply.add_done_callback(partial(self._hand_out, slots, self.life, lease))
 
@@ -316,6 +321,7 @@ class StatusCache:
         life = _life(self._polls_run_id, self._postgres_identity)
         if life != self.life:
             self.life = life
+            self.lives += bool(life)
             for hear in self.on_new_life:
                 hear()
 

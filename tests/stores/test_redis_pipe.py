@@ -98,6 +98,25 @@ async def test_a_turn_is_one_send(open_pipe: OpenPipe, admin: Redis) -> None:
     assert after - before == 2, "one for the turn, one for the second INFO"
 
 
+async def test_a_failing_builder_takes_nothing_from_the_others(open_pipe: OpenPipe) -> None:
+    pipe = await open_pipe()
+    built: list[asyncio.Future[Any]] = []
+
+    def fail() -> None:
+        raise LookupError("a builder's own fault")
+
+    for build in (
+        lambda: built.append(pipe.command("ECHO", "1")),
+        fail,
+        lambda: built.append(pipe.command("ECHO", "2")),
+    ):
+        pipe.before_send(build)
+    asked = pipe.command("ECHO", "asked")
+    assert await asked == b"asked"
+    assert await asyncio.gather(*built) == [b"1", b"2"]
+    assert await echoes(pipe, ["the next turn"])
+
+
 async def test_what_redis_tells_of_itself(open_pipe: OpenPipe, admin: Redis) -> None:
     told: list[Any] = []
     pipe = await open_pipe(on_up=told.append)

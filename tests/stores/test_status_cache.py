@@ -270,6 +270,19 @@ async def test_a_lost_connection_is_redis_away_for_the_whole_turn(cache: StatusC
             await cache.read(JOB, 0)
 
 
+async def test_a_fault_of_ours_in_asking_leaves_nobody_waiting(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("a fault of ours")
+
+    monkeypatch.setattr(process.polls, "call", fail)
+    readings = [process.cache.read((ACCOUNT, str(n)), 0) for n in range(1_200)]
+    async with asyncio.timeout(SOON_s):
+        ends = await asyncio.gather(*readings, return_exceptions=True)
+    assert {type(end) for end in ends} == {RedisAway}
+
+
 async def test_an_id_that_cannot_be_a_key_harms_nobody_else(cache: StatusCache) -> None:
     other = cache.read(JOB, 0)
     with pytest.raises(UnicodeEncodeError):
