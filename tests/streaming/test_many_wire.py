@@ -498,7 +498,7 @@ async def test_a_reader_that_comes_back_to_a_filtered_set_hears_of_what_left_the
         "/jobs/events?job_ids=", "/jobs/events?job_ids=a,,b", f"/jobs/events?job_ids={','.join(['x'] * 1001)}",
         "/jobs/events?status=", "/jobs/events?status=done", "/jobs/events?tags=", "/jobs/events?tags=a,,b",
         f"/jobs/events?tags={','.join(f't{n}' for n in range(33))}", "/jobs/events?user_id=", "/jobs/events?user_id=%00",
-        "/jobs/events?job_ids=%00", "/jobs/events?batch_id=b", "/jobs/events?status=failed&status=queued",
+        "/jobs/events?job_ids=%00", "/jobs/events?batch_id=b",
         "/jobs/events?limit=1", "/jobs/batch/b/events?status=failed", "/jobs/batch/b/events?job_ids=a",
         "/jobs/events?last_event_id=1&last_event_id=2",
     ],
