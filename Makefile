@@ -27,7 +27,8 @@ $(INSTALLED): pyproject.toml requirements-servers.txt
 
 $(VENV)/.foreign: tests/foreign/package.json | $(INSTALLED)
 	@echo "installing what the tests need of npm ..."
-	@cd tests/foreign && npm install --silent --no-audit --no-fund --no-package-lock || \
+	@cd tests/foreign && npm install --silent --no-audit --no-fund --no-package-lock \
+	  --fetch-retries=1 --fetch-retry-mintimeout=1000 --fetch-retry-maxtimeout=5000 || \
 	  echo "npm could not: the tests that need it are skipped."
 	@touch $@
 

@@ -39,7 +39,7 @@ LONGEST_HEARTBEAT_TIMEOUT_S = 30 * 24 * 3600
 _STATUS_IN_ANY_CASING = {status.lower(): status for status in STATUSES}
 ID_PATTERN = ecma_pattern(JOB_ID)
 _TYPE_PATTERN = {"pattern": ecma_pattern(TYPE_SLUG)}
-_ONE_TAG = {"pattern": "^[^,]+$"}
+_WITHOUT_COMMA = {"pattern": "^[^,]+$"}
 TRUE_IN_QUERY = frozenset({"true", "True", "1"})
 _WITH_A_BATCH_ID = {"required": ["batch_id"], "properties": {"batch_id": {"type": "string"}}}
 _LIKE_AN_ID = "Must match [A-Za-z0-9][A-Za-z0-9._:-]{0,127}."
@@ -130,7 +130,7 @@ class NewJobSchema(Schema):
     batch_id = Text(longest=128, allow_none=True, metadata={"pattern": ID_PATTERN})
     batch_size = Count(least=1)
     close_batch = Flag()
-    tags = fields.List(Text(longest=64, shortest=1, metadata=_ONE_TAG), validate=validate.Length(max=32))
+    tags = fields.List(Text(longest=64, shortest=1, metadata=_WITHOUT_COMMA), validate=validate.Length(max=32))
     file_count = Count(allow_none=True)
     metadata = FreeObject()
     parameters = FreeObject(allow_none=True)
@@ -263,11 +263,12 @@ class SocketQuerySchema(Schema):
 class Ids(fields.Field[list[str]]):
     """An array of 1 to `most` ids. What cannot be an id is simply not found."""
 
+    item_schema: ClassVar[dict[str, Any]] = {"type": "string", "minLength": 1}
+
     def __init__(self, *, most: int, **options: Any) -> None:
         super().__init__(**options)
         self.most = most
-        one = {"type": "string", "minLength": 1}
-        self.json_schema = {"type": "array", "items": one, "minItems": 1, "maxItems": most}
+        self.json_schema = {"type": "array", "items": self.item_schema, "minItems": 1, "maxItems": most}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[str]:
         if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
@@ -281,6 +282,8 @@ class Ids(fields.Field[list[str]]):
 
 class IdsInQuery(ByComma, Ids):
     """`a,b,c` in a query."""
+
+    item_schema: ClassVar = {**Ids.item_schema, **_WITHOUT_COMMA}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> list[str]:
         return super()._deserialize(value.split(","), attr, data, **kwargs)

@@ -220,7 +220,7 @@ def node_modules() -> Path:
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     if not (installed / ".bin" / "openapi-typescript").exists():
-        pytest.skip("`make install` could get nothing from npm")
+        pytest.skip("`make install` could get nothing from npm; to try again: rm .venv/.foreign")
     return installed
 
 
