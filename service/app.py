@@ -65,6 +65,8 @@ FORGOTTEN_EVERY_s: Final = 60.0
 
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
 CORS: Final = web.AppKey("cors", Cors)
+LEAVING: Final = web.AppKey("leaving", asyncio.Event)
+"""Set once this process has been told to end."""
 
 _log = structlog.get_logger(__name__)
 
@@ -117,6 +119,7 @@ def make_app(settings: Settings) -> web.Application:
         client_max_size=RESULT_LIMIT,
     )
     app[REQUEST_IDS] = request_ids
+    app[LEAVING] = leaving = asyncio.Event()
     if settings.cors_origins:  # without them no response pays for it
         app[CORS] = cors = Cors(settings.cors_origins)
         app.middlewares.append(preflight_middleware(cors))
@@ -131,7 +134,7 @@ def make_app(settings: Settings) -> web.Application:
         Streaming(streams, Following(hub, reader, changes), TicketOffice(tickets, ticket_sets, reader)),
         Sockets(streams),
         Writing(reporting, STATUS_OF),
-        Health(postgres, settings.database_url, cache),
+        Health(postgres, settings.database_url, cache, leaving),
         pages,
     )
     pages.describe(addresses, door)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from aiohttp import web
@@ -17,10 +18,12 @@ NO_EVICTION: Final = "noeviction"
 class Health:
     """`/healthz`: this process answers. `/readyz`: everything it needs answers too."""
 
-    def __init__(self, postgres: Postgres, database_url: str, cache: StatusCache) -> None:
+    def __init__(self, postgres: Postgres, database_url: str, cache: StatusCache, leaving: asyncio.Event) -> None:
+        """`leaving`: set once this process has been told to end."""
         self._postgres = postgres
         self._database_url = database_url
         self._cache = cache
+        self._leaving = leaving
         self._migrated = False
 
     async def healthz(self, request: web.Request) -> web.StreamResponse:
@@ -36,6 +39,8 @@ class Health:
 
     async def _what_is_down(self) -> dict[str, str]:
         down: dict[str, str] = {}
+        if self._leaving.is_set():
+            down["process"] = "was told to end: it answers what still comes, and others take over"
         try:
             if not self._migrated and (missing := await pending(self._database_url)):
                 down["migrations"] = f"{', '.join(missing)} not applied: run `python -m service migrate`"

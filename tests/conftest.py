@@ -176,7 +176,8 @@ class RunnerServer(TestServer):
 
 def environment_of(database: str, redis_url: str) -> dict[str, str]:
     """What a web process needs in its environment."""
-    return {"DATABASE_URL": database, "REDIS_URL": redis_url, "JOBWIRE_SECRETS": SECRET, "JOBWIRE_LOG_LEVEL": "warning"}
+    stores = {"DATABASE_URL": database, "REDIS_URL": redis_url}
+    return stores | {"JOBWIRE_SECRETS": SECRET, "JOBWIRE_LOG_LEVEL": "warning", "JOBWIRE_DRAIN": "0"}
 
 
 def with_database(url: str, name: str) -> str:
