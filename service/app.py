@@ -69,6 +69,8 @@ FORGOTTEN_EVERY_s: Final = 60.0
 REQUEST_IDS: Final = web.AppKey("request_ids", RequestIds)
 PROBLEMS: Final = web.AppKey("problems", Problems)
 CORS: Final = web.AppKey("cors", Cors)
+LEAVING: Final = web.AppKey("leaving", asyncio.Event)
+"""Set once this process has been told to end."""
 
 _log = structlog.get_logger(__name__)
 
@@ -121,6 +123,7 @@ def make_app(settings: Settings) -> web.Application:
         client_max_size=RESULT_LIMIT,
     )
     app[REQUEST_IDS], app[PROBLEMS] = request_ids, problems
+    app[LEAVING] = leaving = asyncio.Event()
     if settings.cors_origins:  # without them no response pays for it
         app[CORS] = cors = Cors(settings.cors_origins)
         app.middlewares.append(preflight_middleware(cors))
@@ -136,7 +139,7 @@ def make_app(settings: Settings) -> web.Application:
         Sockets(streams),
         Writing(reporting, STATUS_OF),
         Limits(limiter),
-        Health(postgres, settings.database_url, cache, channel, limit_log),
+        Health(postgres, settings.database_url, cache, channel, limit_log, leaving),
         pages,
     )
     pages.describe(addresses, door)

@@ -31,7 +31,8 @@ def run_dev(settings: Settings) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as servers:
         settings = _with_servers(settings, servers)
-        settings = replace(settings, secrets=settings.secrets or (_kept(folder / SECRETS_FILE, secrets.token_hex(32)),))
+        kept = settings.secrets or (_kept(folder / SECRETS_FILE, secrets.token_hex(32)),)
+        settings = replace(settings, secrets=kept, drain_s=0)  # nobody else takes over
         uvloop.run(_run(settings, folder))
 
 

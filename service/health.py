@@ -23,13 +23,21 @@ class Health:
     """`/healthz`: this process answers. `/readyz`: everything it needs answers too."""
 
     def __init__(
-        self, postgres: Postgres, database_url: str, cache: StatusCache, channel: EventChannel, limit_log: LimitLog
+        self,
+        postgres: Postgres,
+        database_url: str,
+        cache: StatusCache,
+        channel: EventChannel,
+        limit_log: LimitLog,
+        leaving: asyncio.Event,
     ) -> None:
+        """`leaving`: set once this process has been told to end."""
         self._postgres = postgres
         self._database_url = database_url
         self._cache = cache
         self._channel = channel
         self._limit_log = limit_log
+        self._leaving = leaving
         self._migrated = False
         self._look: asyncio.Task[dict[str, str]] | None = None
 
@@ -39,10 +47,15 @@ class Health:
 
     async def readyz(self, request: web.Request) -> web.StreamResponse:
         """200, or 503 that names what is down and what to do."""
-        down = await self._what_postgres_lacks() | self._what_redis_lacks()
+        down = self._whether_it_leaves() | await self._what_postgres_lacks() | self._what_redis_lacks()
         if down:
             return web.json_response({"status": "unavailable", "down": down}, status=503, headers={"Retry-After": "2"})
         return web.json_response({"status": "ready", "down": {}})
+
+    def _whether_it_leaves(self) -> dict[str, str]:
+        if not self._leaving.is_set():
+            return {}
+        return {"process": "was told to end: it answers what still comes, and others take over"}
 
     async def _what_postgres_lacks(self) -> dict[str, str]:
         """Everyone who asks while it is looked at shares the look."""

@@ -1,11 +1,16 @@
-"""Serves the application over HTTP. Also what aiohttp itself refuses, before any handler, answers as problem+json."""
+"""Serves the application over HTTP, and leaves without losing a request.
+
+Also what aiohttp itself refuses, before any handler, answers as problem+json.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,29 +21,50 @@ import uvloop
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from service.app import CORS, PROBLEMS, REQUEST_IDS, make_app
+from service.app import CORS, LEAVING, PROBLEMS, REQUEST_IDS, make_app
 from service.cors import Cors
 from service.errors import ExpectationFailed, Malformed
+from service.listener import BACKLOG, Listener
 from service.middlewares import Problems, RequestIds
 from service.requests import Connection
 from service.settings import Settings
 
 LONGEST_LINE_bytes: Final = 8190
 SHUTDOWN_s: Final = 10.0
+"""How long a process that leaves waits for requests that it has begun."""
+QUIET_FOR_s: Final = 0.5
+NEW_FOR_s: Final = 3.0
+"""A process that leaves closes a connection on which nothing came for so long, after an answer or before a question."""
+CLOSING_EVERY_s: Final = 0.05
 KEEP_ALIVE_s: Final = 75.0
-BACKLOG: Final = 2048
-"""New connections that wait to be taken: when thousands come back at once, those beyond it lose a second or more."""
 
 
 class _Connection(Connection):
-    """One connection of a client."""
+    """One connection of a client. `heard_at`: when it said something last, by the loop's time."""
 
     request_ids: RequestIds
     problems: Problems
     cors: Cors | None
+    leaving: asyncio.Event
+    heard_at: float
+
+    def is_silent(self, now: float) -> bool:
+        """Everything that was asked has been answered, and nothing was said lately."""
+        return self.is_idle and now - self.heard_at > (QUIET_FOR_s if self._request_count else NEW_FOR_s)
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything that was asked has been answered."""
+        return self._waiter is not None and not self._messages
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        self.heard_at = self._loop.time()
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         """A body that stops making sense ends for whoever reads it: the parser would leave that reader waiting."""
+        self.heard_at = self._loop.time()
         super().data_received(data)
         request = self._current_request
         if self._messages and request is not None and not request.content.is_eof():
@@ -65,6 +91,8 @@ class _Connection(Connection):
         """What the framework refuses outside the middlewares (the Expect header) is still an exception here."""
         if isinstance(resp, web.HTTPException):
             resp = self._refuse(request, resp)
+        if self.leaving.is_set() and not self._messages and not resp.prepared:
+            resp.force_close()  # the next request is for another process
         return await super().finish_response(request, resp, start_time)
 
     def _refuse(self, request: web.BaseRequest, error: BaseException) -> web.Response:
@@ -88,19 +116,83 @@ class _Server(web.Server):
         connection.request_ids = self._app[REQUEST_IDS]
         connection.problems = self._app[PROBLEMS]
         connection.cors = self._app.get(CORS)
+        connection.leaving = self._app[LEAVING]
         return connection
 
 
 class ServiceRunner(web.AppRunner):
-    """An AppRunner whose connections refuse in problem+json."""
+    """An AppRunner whose connections refuse in problem+json, and which loses no request when it ends.
+
+    `at_once`: set it, and the process leaves without going on for a while.
+    """
+
+    def __init__(self, app: web.Application, *, drain_s: float, **options: Any) -> None:
+        """`drain_s`: how long a process that leaves goes on serving, until others are there and known."""
+        super().__init__(app, **options)
+        self.at_once = asyncio.Event()
+        self._drain_s = drain_s
+        self._listeners: list[Listener] = []
+
+    def listen(self, sock: socket.socket) -> None:
+        """Takes connections from a socket that other processes may share."""
+        assert self.server is not None, "setup() comes first"
+        self._listeners.append(Listener(sock, self.server))
+
+    async def cleanup(self) -> None:
+        """Leaves, then closes everything."""
+        if self.server is not None:
+            await self._leave()
+        await super().cleanup()
+
+    async def _leave(self) -> None:
+        """Every request that reaches this process is answered, and the next one of the same client reaches another.
+
+        First it goes on as before, but closes each connection with an answer. Then it takes no more connections,
+        answers what is held and ends its streams. Connections whose clients have nothing to say are closed last.
+        """
+        self.app[LEAVING].set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.at_once.wait(), self._drain_s)
+        for site in self.sites:
+            await site.stop()
+        for listener in self._listeners:
+            await listener.stop()
+        await self.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_s):
+                while self.server is not None and self.server.connections:
+                    for connection in self._silent():
+                        _hang_up(connection)
+                    await asyncio.sleep(CLOSING_EVERY_s)
+
+    def _silent(self) -> list[_Connection]:
+        assert self.server is not None
+        now = asyncio.get_running_loop().time()
+        ours = [connection for connection in self.server.connections if isinstance(connection, _Connection)]
+        return [each for each in ours if (each.is_idle if self.at_once.is_set() else each.is_silent(now))]
 
     async def _make_server(self) -> web.Server:
-        template = await super()._make_server()
-        return _Server(template, self.app, **self._kwargs)
+        return _Server(await super()._make_server(), self.app, **self._kwargs)
+
+
+def _hang_up(connection: _Connection) -> None:
+    """Unless something lies unread. At once, and not when the loop comes to it: the next request may be on its way."""
+    if connection.transport is None:
+        return
+    with socket.socket(fileno=os.dup(connection.transport.get_extra_info("socket").fileno())) as wire:
+        try:
+            wire.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            wire.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+        else:
+            return
+    connection.force_close()
 
 
 async def runner() -> ServiceRunner:
-    """For gunicorn: `gunicorn service.serving:runner -k aiohttp.GunicornUVLoopWebWorker`."""
+    """For gunicorn; see deploy/gunicorn.conf.py."""
     allow_many_files()
     settings = Settings.read(*WEB_NEEDS)
     configure_logging(settings.log_level)
@@ -111,6 +203,7 @@ def make_runner(settings: Settings) -> ServiceRunner:
     """The service, ready to be set up."""
     return ServiceRunner(
         make_app(settings),
+        drain_s=settings.drain_s,
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=KEEP_ALIVE_s,
@@ -122,18 +215,22 @@ WEB_NEEDS: Final = ("DATABASE_URL", "REDIS_URL", "JOBWIRE_SECRETS")
 
 
 def run_web(settings: Settings) -> None:
-    """Serves until SIGINT or SIGTERM."""
+    """Serves until SIGTERM or SIGINT."""
     configure_logging(settings.log_level)
     uvloop.run(serve(settings, on_ready=_say_ready))
 
 
 async def serve(settings: Settings, *, on_ready: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM; `on_ready(url)` is called once the port is open."""
+    """Serves until SIGTERM, or SIGINT, which is in a hurry; `on_ready(url)` is called once the port is open."""
     allow_many_files()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    service = make_runner(settings)
+    stop, service = asyncio.Event(), make_runner(settings)
+
+    def interrupt() -> None:
+        service.at_once.set()
+        stop.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
     await service.setup()
     try:
         await web.TCPSite(service, settings.host, settings.port, backlog=BACKLOG).start()

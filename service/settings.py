@@ -40,6 +40,7 @@ class Settings:
     memory_entries: int
     memory_bytes: int
     max_streams_per_key: int
+    drain_s: float
     trusted_proxies: tuple[str, ...]
     cors_origins: tuple[str, ...]
     access_log: bool
@@ -69,6 +70,7 @@ class Settings:
             memory_entries=env.int("JOBWIRE_MEMORY_ENTRIES", default=200_000, validate=validate.Range(min=1)),
             memory_bytes=env.int("JOBWIRE_MEMORY_BYTES", default=256 * 2**20, validate=validate.Range(min=2**20)),
             max_streams_per_key=env.int("JOBWIRE_MAX_STREAMS_PER_KEY", default=100, validate=validate.Range(min=1)),
+            drain_s=env.float("JOBWIRE_DRAIN", default=5.0, validate=validate.Range(min=0, max=60)),
             trusted_proxies=tuple(env.list("JOBWIRE_TRUSTED_PROXIES", default=[], validate=_each_is_a_network) or ()),
             cors_origins=tuple(
                 env.list("JOBWIRE_CORS_ORIGINS", default=[], subcast=str.strip, validate=_each_is_an_origin) or ()

@@ -243,6 +243,7 @@ def environment_of(database: str, redis_url: str) -> dict[str, str]:
         "JOBWIRE_SECRETS": SECRET,
         "JOBWIRE_LOG_LEVEL": "warning",
         "JOBWIRE_METRICS_LISTEN": "off",
+        "JOBWIRE_DRAIN": "0",
     }
 
 

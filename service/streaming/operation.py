@@ -53,13 +53,13 @@ class Streams:
 
     @contextmanager
     def counted(self, stream: Open) -> Iterator[None]:
-        """`stream` is open while inside. Raises TooManyStreams, and Unavailable while the process ends."""
-        if self._closing:
-            raise Unavailable("This process is ending; another one takes over.")
+        """`stream` is open while inside; in a process that ends it ends as it begins. Raises TooManyStreams."""
         if self._per_key[stream.key_id] >= self._most_per_key:
             raise TooManyStreams(f"This key has {self._most_per_key} open streams, as many as it may")
         self._open.add(stream)
         self._per_key[stream.key_id] += 1
+        if self._closing:
+            stream.end(within_s=LAST_WORDS_s)
         try:
             yield
         finally:
@@ -94,7 +94,7 @@ class Streams:
                 stream.end(problem_event("unauthorized", "The key that opened this stream is no longer valid."))
 
     def end_all(self) -> None:
-        """Ends every stream cleanly, and takes no more: readers reconnect to another process."""
+        """Ends every stream cleanly, now and from now on: readers reconnect to another process."""
         self._closing = True
         for stream in tuple(self._open):
             stream.end(within_s=LAST_WORDS_s)

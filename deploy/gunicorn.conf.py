@@ -1,0 +1,28 @@
+"""Several web processes behind one port: `gunicorn -c deploy/gunicorn.conf.py`. Settings come from the environment.
+
+HUP   takes in new code or settings files, one command, no request lost
+TERM  ends; INT and QUIT end in a hurry
+USR2  starts a second master on the same port; once it is ready, TERM ends the first: the way for a doubtful release,
+      because a release that does not start ends its own master only
+
+Import nothing of `service` here: what the master has imported, HUP does not load anew.
+"""
+
+import os
+
+wsgi_app = "service.serving:runner"
+worker_class = "service.web_worker.WebWorker"
+workers = int(os.environ.get("WEB_CONCURRENCY") or len(os.sched_getaffinity(0)))
+
+# One socket for all processes. With reuse_port each would have its own, and connections that wait in the socket of a
+# process that ends, dies or stands still are lost or stuck with it.
+host = os.environ.get("JOBWIRE_HOST", "127.0.0.1")
+bind = f"{f'[{host}]' if ':' in host else host}:{os.environ.get('JOBWIRE_PORT', '8080')}"
+reuse_port = False
+
+# A process whose event loop stands still for so long is killed and replaced.
+timeout = 15
+# Longer than a process takes to leave: it goes on for JOBWIRE_DRAIN, and finishes what it has begun in 10 s.
+graceful_timeout = int(float(os.environ.get("JOBWIRE_DRAIN") or 5)) + 20
+
+control_socket_disable = True
