@@ -24,6 +24,7 @@ from service.authentication import Needs
 from service.batch import BATCH_STATUSES
 from service.errors import JobwireError
 from service.job import STATUSES
+from service.identity import WRITE
 from service.limiting.policies import POLICIES
 from service.middlewares import STATUS_TABLE, problem_body
 from service.pages import examples
@@ -46,6 +47,7 @@ EVERYWHERE: Final = (errors.Malformed, errors.ExpectationFailed, errors.Internal
 """What any request can be answered."""
 
 AT_THE_DOOR: Final = (errors.Unauthorized, errors.Forbidden, errors.RateLimited, errors.Unavailable)
+TO_A_WRITER: Final = (errors.ReadOnly, errors.Locked)
 OF_A_PATH: Final[Mapping[str, Sequence[type[JobwireError]]]] = {
     "job_id": (errors.JobNotFound, errors.JobExpired, errors.JobDeleted, errors.JobForbidden),
     "batch_id": (errors.BatchNotFound,),
@@ -366,6 +368,8 @@ def errors_of(address: Address, operation: Operation) -> list[type[JobwireError]
     kinds: list[type[JobwireError]] = [*EVERYWHERE]
     if address.needs is not None:
         kinds += AT_THE_DOOR
+        if address.needs.scope == WRITE:
+            kinds += TO_A_WRITER
     for name in _names_in(address.path):
         kinds += OF_A_PATH.get(name, ())
     if operation.body is not None:

@@ -230,6 +230,8 @@ SAMPLES: Final[Mapping[type[JobwireError], JobwireError]] = {
         errors.TooManyStreams("This key has 100 open streams, as many as it may"),
         errors.Internal(),
         errors.Unavailable(),
+        errors.ReadOnly(),
+        errors.Locked(),
     )
 }
 """Every error that an operation can be answered, as it is raised."""
