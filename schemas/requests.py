@@ -39,6 +39,7 @@ LONGEST_HEARTBEAT_TIMEOUT_S = 30 * 24 * 3600
 _STATUS_IN_ANY_CASING = {status.lower(): status for status in STATUSES}
 ID_PATTERN = ecma_pattern(JOB_ID)
 _TYPE_PATTERN = {"pattern": ecma_pattern(TYPE_SLUG)}
+FOLLOWED = ("job_id", "batch_id", "job_ids", "user_id", "tags", "feed")
 _WITHOUT_COMMA = {"pattern": "^[^,]+$"}
 TRUE_IN_QUERY = frozenset({"true", "True", "1"})
 _WITH_A_BATCH_ID = {"required": ["batch_id"], "properties": {"batch_id": {"type": "string"}}}
@@ -306,6 +307,13 @@ class JobIdsSchema(Schema):
 class TicketSchema(Schema):
     """`POST /tickets`: exactly one thing that may be followed, and for how many seconds."""
 
+    json_schema: ClassVar = {
+        "if": {"oneOf": [{"required": [name]} for name in FOLLOWED]},
+        "then": {"properties": {"feed": {"const": True}}},
+        "else": {"not": {}},
+    }
+    """What `_one_thing` demands. A bare oneOf would make several types of it in generated clients."""
+
     job_id = Text(longest=128, shortest=1)
     batch_id = Text(longest=128, shortest=1)
     job_ids = Ids(most=1000)
@@ -317,7 +325,7 @@ class TicketSchema(Schema):
     @validates_schema
     def _one_thing(self, data: dict[str, Any], **kwargs: Any) -> None:
         if len([name for name in data if name != "ttl"]) != 1:
-            raise ValidationError("Name exactly one of job_id, batch_id, job_ids, user_id, tags, feed.")
+            raise ValidationError(f"Name exactly one of {', '.join(FOLLOWED)}.")
         if data.get("feed") is False:
             raise ValidationError({"feed": ["Must be true, or left out."]})
 
