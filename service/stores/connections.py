@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import asyncpg
@@ -117,7 +117,8 @@ class Postgres:
                 connection.terminate()
                 raise
             except BaseException:
-                await connection.execute("rollback")
+                with suppress(*_UNREACHABLE):  # a lost connection must not hide why this ends: a cancellation, perhaps
+                    await connection.execute("rollback")
                 raise
             await connection.execute("commit")
             self.writable = True
