@@ -23,8 +23,8 @@ from service import errors
 from service.authentication import Needs
 from service.batch import BATCH_STATUSES
 from service.errors import JobwireError
-from service.job import STATUSES
 from service.identity import WRITE
+from service.job import STATUSES
 from service.limiting.policies import POLICIES
 from service.middlewares import STATUS_TABLE, problem_body
 from service.pages import examples

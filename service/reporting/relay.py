@@ -46,10 +46,9 @@ class Relay:
         while True:
             began_at = time.monotonic()
             try:
-                more = True
-                while more:
-                    more = await self._relay_overdue()
-                    await self._sweep()
+                await self._sweep()
+                while await self._relay_overdue():
+                    pass
                 self._cache.confirm(began_at)
             except Unavailable:
                 pass
@@ -64,22 +63,27 @@ class Relay:
             return False
         try:
             async with self._postgres.transaction() as connection:
-                return await self._relay(await self._outbox.claim_overdue(connection), connection)
+                overdue = await self._outbox.claim_overdue(connection)
+                commits = await self._tell_beginning_of(overdue, connection)
+                await self._outbox.delete(connection, commits)
         except ReadOnly:  # nothing can be locked or deleted; each process tells all there is, once
             async with self._postgres.connection() as connection:
-                return await self._relay(await self._outbox.look_for_overdue(connection), connection)
+                overdue = await self._outbox.look_for_overdue(connection)
+                commits = await self._tell_beginning_of(overdue, connection)
+        return bool(commits) and (len(overdue) == CLAIMED_AT_ONCE or len(commits) < len(overdue))
 
-    async def _relay(self, overdue: Mapping[str, Sequence[JobKey]], connection: Connection[Any]) -> bool:
-        if not overdue:
-            return False
+    async def _tell_beginning_of(
+        self, overdue: Mapping[str, Sequence[JobKey]], connection: Connection[Any]
+    ) -> list[str]:
+        """The commits that Redis has heard of by now. They are settled: should they not be deleted, the sweep does it."""
         commits, jobs = _beginning_of(overdue)
         if not await self._tell(jobs, connection):
             self._cache.distrust()
-            return False
-        for commit in commits:  # the sweep deletes them, whatever becomes of the transaction that holds them
+            return []
+        for commit in commits:
             self._outbox.settle(commit)
         self.relayed += len(jobs)
-        return len(overdue) == CLAIMED_AT_ONCE or len(commits) < len(overdue)
+        return commits
 
     async def _sweep(self) -> None:
         with suppress(ReadOnly):

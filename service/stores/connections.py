@@ -103,7 +103,8 @@ class Postgres:
                 yield connection
                 self.reachable = True
             finally:
-                await self._pool.release(connection, timeout=CANCELLING_s)
+                with suppress(Exception):  # then the pool lets it go; what happened to the statement is what counts
+                    await self._pool.release(connection, timeout=CANCELLING_s)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection[asyncpg.Record]]:
@@ -112,13 +113,8 @@ class Postgres:
             await connection.execute(_BEGIN)
             try:
                 yield connection
-            except TimeoutError:
-                # Nothing is committed. A rollback would wait for the same silence; Postgres does it for a lost client.
-                connection.terminate()
-                raise
-            except BaseException:
-                with suppress(*_UNREACHABLE):  # a lost connection must not hide why this ends: a cancellation, perhaps
-                    await connection.execute("rollback")
+            except BaseException as error:
+                await _give_up(connection, is_silent=isinstance(error, TimeoutError))
                 raise
             await connection.execute("commit")
             self.writable = True
@@ -185,6 +181,19 @@ class Postgres:
         except _NOT_MIGRATED as error:
             self.errors[NOT_MIGRATED] += 1
             raise Unavailable("The database lacks our tables: run `python -m service migrate` first.") from error
+
+
+async def _give_up(connection: Connection[asyncpg.Record], *, is_silent: bool) -> None:
+    """Nothing is committed. Where no rollback gets through Postgres does it, for a lost client.
+
+    What fails here must not take the place of what went wrong: a cancelled task has to end.
+    """
+    if not is_silent:
+        with suppress(Exception):  # the session is gone, or has become silent
+            await connection.execute("rollback")
+            return
+    with suppress(Exception):  # the pool may have let it go already
+        connection.terminate()
 
 
 async def _keep_as_it_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:

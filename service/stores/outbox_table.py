@@ -46,6 +46,12 @@ class OutboxTable:
         """
         return _by_commit(await connection.fetch(_SQL["claim_overdue"]))
 
+    async def delete(self, connection: Connection[asyncpg.Record], xids: list[str]) -> None:
+        """Deletes settled rows inside the transaction that claimed them: before others may claim them."""
+        if xids:
+            await connection.execute(_SQL["settle"], xids)
+            self._told.difference_update(xids)
+
     async def look_for_overdue(self, connection: Connection[asyncpg.Record]) -> dict[str, list[tuple[int, str]]]:
         """As `claim_overdue` for a Postgres that is read-only: unlocked, and without what was settled here."""
         return _by_commit(await connection.fetch(_SQL["look_for_overdue"], list(self._told)))
