@@ -3,7 +3,8 @@
     .venv/bin/python -m bench.group_commit [--seconds 1] [--jobs 100000] [--explain]
 
 An embedded Postgres of its own, once without and once with fsync; a table of 10^5 jobs, a quarter of them in batches.
-`progress`: a percentage and a message. `status`: PROCESSING and queued in turn, so history and batches move too.
+`progress`: a percentage, which grows, and a message.
+`status`: PROCESSING and queued in turn, so history and batches move too.
 Through JobTable, so the arrays in and the rows out are paid for. --explain prints the plan of the statement inside.
 """
 
@@ -32,9 +33,11 @@ ROUNDS = 5
 LOAD = """
 alter table jobs disable trigger user;
 insert into jobs (account_id, id, type, status, progress, batch_id,
-                  created_at, changed_at, updated_at, heartbeat_at, started_at)
+                  created_at, changed_at, updated_at, heartbeat_at, started_at,
+                  attempt_started_at, pace_start, pace_reached, pace_reached_at, pace_point_s)
 select 1 + n %% 10, md5(n::text), 'extraction', 'PROCESSING', '{"percentage": 1, "step": "ocr"}',
-       case when n %% 4 = 0 then 'batch-' || n %% 400 end, now(), now(), now(), now(), now()
+       case when n %% 4 = 0 then 'batch-' || n %% 400 end, now(), now(), now(), now(), now(),
+       now(), 0, 1, now(), 1
 from generate_series(1, %d) n;
 alter table jobs enable trigger user;
 insert into batches (account_id, id, total, processing)
@@ -44,7 +47,7 @@ Workload = Callable[[int, str, int], Report]
 
 
 def progress(account: int, job_id: str, turn: int) -> Report:
-    return Report(account, job_id, progress={"percentage": turn % 100, "message": f"page {turn}"})
+    return Report(account, job_id, progress={"percentage": (turn + 2) % 101, "message": f"page {turn}"})
 
 
 def status(account: int, job_id: str, turn: int) -> Report:

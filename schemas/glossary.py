@@ -32,6 +32,8 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "files_completed": "Files that are done.",
     "total_files": "Files in all.",
     "queue_position": "How many jobs are before this one.",
+    "eta": "When the job will be done if it goes on at its own pace, as of its last change; absent when unknown. "
+    "Once it has passed it says only that the job takes longer.",
     "batch_id": "The batch that the job belongs to.",
     "tags": "Words to find jobs by.",
     "file_count": "How many files the job is about.",

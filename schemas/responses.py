@@ -64,6 +64,7 @@ class JobProgressSchema(Shape):
     files_completed = _number(required=False)
     total_files = _number(required=False)
     queue_position = _number(required=False)
+    eta = _time(required=False)
 
 
 class JobErrorSchema(Shape):

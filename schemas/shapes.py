@@ -29,7 +29,7 @@ def shape_a(job: Job) -> dict[str, Any]:
         "user_id": job.user_id,
         "error": job.error,
         "error_details": job.error_details,
-        "progress": job.progress,
+        "progress": _progress(job),
         "batch_id": job.batch_id,
         "tags": job.tags,
         "file_count": job.file_count,
@@ -73,7 +73,7 @@ def list_row(job: ListedJob) -> dict[str, Any]:
         "batch_id": job.batch_id,
         "user_id": job.user_id,
         "pdf_name": job.pdf_name,
-        "progress": job.progress,
+        "progress": _progress(job),
         "error_details": job.error_details,
         "version": job.version,
     }
@@ -107,6 +107,12 @@ def _batch_job(job: BatchJob, include_progress: bool) -> dict[str, Any]:
     if include_progress:
         shape["progress"] = job.percentage
     return shape
+
+
+def _progress(job: Job | ListedJob) -> dict[str, Any]:
+    """What was told of it and, where that is known, when the job will be done."""
+    eta = job.eta
+    return job.progress if eta is None else {**job.progress, "eta": rfc3339(eta)}
 
 
 TIMES = ("created_at", "updated_at", "started_at", "completed_at", "expires_at")

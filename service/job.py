@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from service.pace import Pace
+
 QUEUED: Final = "queued"
 PROCESSING: Final = "PROCESSING"
 COMPLETED: Final = "COMPLETED"
@@ -86,11 +88,17 @@ class Job:
     file_count: int | None
     public: bool
     has_result: bool
+    pace: Pace | None = None
 
     @property
     def finished(self) -> bool:
         """COMPLETED, FAILED or CANCELLED."""
         return self.status in FINISHED
+
+    @property
+    def eta(self) -> datetime | None:
+        """When it will be done, from its own pace, as of its last change; None: unknown."""
+        return _eta(self.status, self.stalled, self.pace, self.changed_at)
 
 
 @dataclass(slots=True)
@@ -101,8 +109,10 @@ class ListedJob:
     status: str
     type: str
     created_at: datetime
+    changed_at: datetime
     updated_at: datetime
     completed_at: datetime | None
+    stalled: bool
     file_count: int | None
     tags: list[str]
     batch_id: str | None
@@ -111,6 +121,12 @@ class ListedJob:
     progress: dict[str, Any]
     error_details: dict[str, Any] | None
     version: int
+    pace: Pace | None = None
+
+    @property
+    def eta(self) -> datetime | None:
+        """As that of a Job."""
+        return _eta(self.status, self.stalled, self.pace, self.changed_at)
 
 
 @dataclass(slots=True)
@@ -151,6 +167,10 @@ class Report:
     attempt: int | None = None
     if_match: str | None = None
     retry: bool = False
+
+
+def _eta(status: str, stalled: bool, pace: Pace | None, changed_at: datetime) -> datetime | None:
+    return pace.end(changed_at) if pace is not None and status == PROCESSING and not stalled else None
 
 
 def allowed_after(status: str) -> tuple[str, ...]:

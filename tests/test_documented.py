@@ -484,9 +484,12 @@ async def test_a_misspelt_filter_is_refused_and_not_ignored(account):
         assert fields_of(await ask(account.session, "GET", f"/jobs?{query}")) == [field]
 
 
-async def test_ids_come_in_one_parameter(account):
-    answer = await ask(account.session, "GET", "/jobs/status?job_ids=a&job_ids=b")
-    assert fields_of(answer) == ["job_ids"]
+async def test_a_list_is_written_either_way_and_nothing_else_is_given_twice(account):
+    by_comma, repeated = ("job_ids=a,b", "job_ids=a&job_ids=b")
+    first = await ask(account.session, "GET", f"/jobs/status?{by_comma}")
+    assert first.json() == (await ask(account.session, "GET", f"/jobs/status?{repeated}")).json()
+    answer = await ask(account.session, "GET", "/jobs?limit=1&limit=2")
+    assert fields_of(answer) == ["limit"]
 
 
 async def test_progress_is_an_object_but_in_a_batch_where_it_is_a_number(account):

@@ -11,6 +11,7 @@ from service import errors
 from service.batch import Batch, BatchJob
 from service.errors import JobwireError
 from service.job import COMPLETED, FAILED, PROCESSING, QUEUED, Job, ListedJob, allowed_after, failure
+from service.pace import Pace
 
 JOB_ID: Final = "019b2f5e-7a10-7c3e-9d2b-5f0c8a1e4b77"
 BATCH_ID: Final = "invoices-2026-11-24"
@@ -18,7 +19,9 @@ REQUEST_ID: Final = "5f0c8a1e4b77-2a"
 ETAG: Final = '"3-1795508717730"'
 
 _CREATED: Final = datetime(2026, 11, 24, 8, 25, 17, 684_000, UTC)
+_STARTED: Final = _CREATED + timedelta(seconds=2)
 _CHANGED: Final = _CREATED + timedelta(seconds=40)
+_PACE: Final = Pace(_STARTED, start=0, reached=40, reached_at=_CHANGED, point_s=0.95)
 _PROGRESS: Final = {"message": "page 4 of 10", "percentage": 40, "step": "ocr"}
 
 
@@ -33,7 +36,7 @@ def _job(**differs: Any) -> Job:
         "created_at": _CREATED,
         "changed_at": _CHANGED,
         "updated_at": _CHANGED,
-        "started_at": _CREATED + timedelta(seconds=2),
+        "started_at": _STARTED,
         "completed_at": None,
         "expires_at": None,
         "stalled": False,
@@ -50,6 +53,7 @@ def _job(**differs: Any) -> Job:
         "file_count": 1,
         "public": False,
         "has_result": False,
+        "pace": _PACE,
     }
     return Job(**{**job, **differs})
 
@@ -129,8 +133,10 @@ PAGE: Final = {
                 status=PROCESSING,
                 type="extraction",
                 created_at=_CREATED,
+                changed_at=_CHANGED,
                 updated_at=_CHANGED,
                 completed_at=None,
+                stalled=False,
                 file_count=1,
                 tags=["prod", "eu"],
                 batch_id=BATCH_ID,
@@ -139,6 +145,7 @@ PAGE: Final = {
                 progress=_PROGRESS,
                 error_details=None,
                 version=3,
+                pace=_PACE,
             )
         )
     ],

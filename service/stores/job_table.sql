@@ -1,6 +1,12 @@
 -- name: report
 -- The group commit: judges and writes any number of reports, at most one per job. See report_jobs in the migrations.
-select o.n, o.outcome, o.held_status, o.held_attempt, o.held_stalled, o.gone_expired_at, o.xid, (o.job).*
+-- Only what is read of the job: each column costs both sides.
+select o.n, o.outcome, o.held_status, o.held_attempt, o.held_stalled, o.gone_expired_at, o.xid,
+       (o.job).account_id, (o.job).id, (o.job).status, (o.job).type, (o.job).version, (o.job).attempt, (o.job).created_at,
+       (o.job).changed_at, (o.job).updated_at, (o.job).started_at, (o.job).completed_at, (o.job).expires_at, (o.job).stalled,
+       (o.job).progress, (o.job).error, (o.job).error_details, (o.job).metadata, (o.job).parameters, (o.job).batch_id, (o.job).tags,
+       (o.job).user_id, (o.job).pdf_name, (o.job).pdf_hash, (o.job).file_count, (o.job).public, (o.job).result_id,
+       (o.job).attempt_started_at, (o.job).pace_start, (o.job).pace_reached, (o.job).pace_reached_at, (o.job).pace_point_s
 from report_jobs($1::int[], $2::text[], $3::text[], $4::jsonb[], $5::text[], $6::jsonb[], $7::jsonb[], $8::int[], $9::text[], $10::bool[],
                  $11::bigint[], $12::bytea[]) o
 order by o.n;

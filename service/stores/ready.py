@@ -7,7 +7,7 @@ from typing import Final, Literal, Self, cast
 
 from multidict import CIMultiDict
 
-ANSWER_SHAPE: Final = 2
+ANSWER_SHAPE: Final = 3
 """Grows whenever the bytes of an answer or a payload change meaning; other shapes' entries are misses."""
 
 JobKey = tuple[int, str]

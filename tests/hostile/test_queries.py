@@ -119,10 +119,14 @@ PARAMETERS = {
 }
 
 
+LISTS = {"job_ids", "status", "tags"}
+"""Of these several values may be given either way: by comma, or each with the name before it."""
+
+
 async def test_parameters_that_are_given_twice(client, untouched, subtests):
     async with connected(client) as socket:
         for address, parameters in PARAMETERS.items():
-            for name in parameters.split():
+            for name in set(parameters.split()) - LISTS:
                 encoded = f"%{ord(name[0]):x}{name[1:]}"
                 for query in (f"{name}=1&{name}=1", f"{name}=&{name}=1", f"{name}=1&{name}", f"{encoded}=1&{name}=1"):
                     with subtests.test(f"{address} {query}"):
