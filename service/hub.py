@@ -205,7 +205,8 @@ class Hub:
         every_s = RECONCILE_EVERY_s if self._channel.up else RECONCILE_WITHOUT_CHANNEL_EVERY_s
         await asyncio.sleep(RECONCILE_AT_MOST_EVERY_s)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._hurry.wait(), every_s)
+            async with asyncio.timeout(every_s):  # before Python 3.12 `wait_for` may lose a cancellation
+                await self._hurry.wait()
         self._hurry.clear()
 
     # topics

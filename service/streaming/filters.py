@@ -15,6 +15,10 @@ class Filters:
     tags: frozenset[str] = frozenset()
     statuses: frozenset[str] = frozenset()
 
+    def __str__(self) -> str:
+        """The same for the same filters, in every process."""
+        return f"{self.user_id!r} {sorted(self.tags)} {sorted(self.statuses)}"
+
     def match(self, notice: Notice, before: str | None = None) -> bool:
         """Whether the reader hears of this change. `before`: the status before, where somebody remembers it."""
         if self.user_id is not None and notice.user_id != self.user_id:

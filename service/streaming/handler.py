@@ -130,7 +130,7 @@ class Streaming:
         if request.transport is None:
             return web.Response(status=GONE_FIRST)
         form = _form(request, caller)
-        stream = ManyStream(request.transport, caller.key_id, form, filters, self._following.position_id)
+        stream = ManyStream(request.transport, caller.key_id, form, filters)
         with self._streams.counted(stream):
             async with open_(stream) as opened:
                 if opened is None:
@@ -140,7 +140,12 @@ class Streaming:
                 except ConnectionError:
                     return web.Response(status=GONE_FIRST)
                 on_hangup(request, stream.end)
-                stream.begin(opened.opening, event_id=opened.event_id, position=opened.position)
+                stream.begin(
+                    opened.opening,
+                    event_id=opened.event_id,
+                    position=opened.position,
+                    position_id=opened.position_id,
+                )
                 await opened.attend()
             await _ended(response)
         return response

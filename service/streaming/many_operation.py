@@ -20,9 +20,9 @@ from service.stores.change_table import Changed, ChangeTable, PositionUnknown
 from service.stores.event_channel import Notice
 from service.stores.keys import account_key, batch_key
 from service.stores.ready import JobKey, ReadyAnswer
-from service.streaming.event_id import batch_end_id, position_id, read_position
+from service.streaming.event_id import batch_end_id, is_batch_end, position_id, read_position, scope_of
 from service.streaming.frames import open_event, plain_event, problem_event, reset_event
-from service.streaming.many_stream import ManyStream, Seat
+from service.streaming.many_stream import ManyStream, PositionId, Seat
 
 MOST_CHANGES: Final = 10_000
 """A reader that missed more reads anew."""
@@ -36,11 +36,12 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A stream that may begin: with what, from which id and position, and what to do until it ends."""
+    """A stream that may begin: see ManyStream.begin; and what to do until it ends."""
 
     opening: bytes
     event_id: bytes | None
     position: int | None
+    position_id: PositionId
     attend: Callable[[], Awaitable[None]]
 
 
@@ -52,37 +53,36 @@ class Following:
         self._reader = reader
         self._changes = changes
 
-    def position_id(self, position: int) -> bytes:
-        """The id of a position, or of the one up to which the hub has told everything, if that is newer."""
-        return position_id(self._changes.identity, max(position, self._hub.position or 0))
-
     @asynccontextmanager
     async def jobs(
         self, stream: ManyStream, account_id: int, job_ids: Sequence[str], known_id: str | None
     ) -> AsyncIterator[Opened | None]:
         """A set of jobs: ends once all are finished or gone. One that is unknown is told as gone, and may come yet."""
+        scope = scope_of(account_id, "jobs", sorted(job_ids), stream.filters)
         seats = [stream.take_seat((account_id, job_id)) for job_id in job_ids]
         stream.follow_to_the_end(job_ids)
         async with self._hub.follow_all([(seat.key, seat) for seat in seats if is_job_id(seat.key[1])]):
-            position, missed = await self._begin_set(stream, seats, known_id)
+            position, missed = await self._begin_set(stream, seats, self._position_of(scope, known_id))
             if stream.is_over and (stream.drained or stream.end_id == _as_id(known_id)):
                 yield None
             else:
                 event_id = None if missed is None else _as_id(known_id)
-                yield Opened(b"", event_id, position, partial(self._attend_jobs, stream))
+                position_id = partial(self._position_id, scope)
+                yield Opened(b"", event_id, position, position_id, partial(self._attend_jobs, stream))
 
     @asynccontextmanager
     async def batch(
         self, stream: ManyStream, account_id: int, batch_id: str, known_id: str | None
     ) -> AsyncIterator[Opened | None]:
         """All jobs of a batch, later ones too: ends with `event: batch` once it is over. Raises BatchNotFound."""
-        key = batch_key(account_id, batch_id)
+        key, scope = batch_key(account_id, batch_id), scope_of(account_id, "batch", batch_id)
         watch = _Watch(stream)
         async with self._hub.listen(key, stream) as now, self._hub.follow(key, watch):
-            missed = await self._missed(known_id, account_id, batch_id)
+            known = self._position_of(scope, known_id)
+            missed = await self._missed(known, account_id, batch_id)
             position = now if missed is None else missed.position
             answer = await self._read_batch(key, batch_id)
-            if known_id is not None and answer.finished and batch_end_id(answer.etag) == _as_id(known_id):
+            if known is not None and answer.finished and is_batch_end(answer.etag, known_id or ""):
                 yield None
                 return
             if missed is None:
@@ -92,26 +92,38 @@ class Following:
                 retell = partial(self._hub.retell, changes=missed.changes)
                 catch_up, event_id = partial(self._catch_up, stream, list(missed.changes), retell), _as_id(known_id)
             stream.catching_up = True
-            yield Opened(b"", event_id, position, partial(self._attend_batch, stream, watch, key, batch_id, catch_up))
+            # Of what is gone, or beyond the first thousand, the present state says nothing.
+            opening = reset_event(None) if known_id and missed is None else b""
+            attend = partial(self._attend_batch, stream, watch, key, batch_id, catch_up)
+            yield Opened(opening, event_id, position, partial(self._position_id, scope), attend)
 
     @asynccontextmanager
     async def feed(self, stream: ManyStream, account_id: int, known_id: str | None) -> AsyncIterator[Opened]:
         """Everything that happens in an account from now, or from the reader's position, on."""
+        scope = scope_of(account_id, "feed", stream.filters)
         async with self._hub.listen(account_key(account_id), stream) as position:
-            missed = await self._missed(known_id, account_id, None)
-            now = self.position_id(position)
+            missed = await self._missed(self._position_of(scope, known_id), account_id, None)
+            now = self._position_id(scope, position)
             if missed is not None and missed.changes:
                 stream.catching_up = True
                 event_id, changes = _as_id(known_id) or now, missed.changes
             else:
                 event_id, changes = now, {}
             opening = reset_event(now) if known_id and missed is None else open_event(event_id)
-            yield Opened(opening, event_id, position, partial(self._attend_feed, stream, changes))
+            position_id = partial(self._position_id, scope)
+            yield Opened(opening, event_id, position, position_id, partial(self._attend_feed, stream, changes))
 
     # where a reader goes on
 
+    def _position_id(self, scope: str, position: int) -> bytes:
+        """The id of a position, or of the one up to which the hub has told everything, if that is newer."""
+        return position_id(self._changes.identity, scope, max(position, self._hub.position or 0))
+
+    def _position_of(self, scope: str, known_id: str | None) -> int | None:
+        return read_position(self._changes.identity, scope, known_id or "")
+
     async def _begin_set(
-        self, stream: ManyStream, seats: Sequence[Seat], known_id: str | None
+        self, stream: ManyStream, seats: Sequence[Seat], known: int | None
     ) -> tuple[int | None, _Missed | None]:
         """Reads every job, and what the reader lacks; the position from which the stream goes on, None: not known.
 
@@ -120,7 +132,7 @@ class Following:
         """
         position = await self._position_if_known()
         present = await self._read(seats, confirmed=position is not None)
-        missed = await self._missed(known_id, seats[0].key[0], None)
+        missed = await self._missed(known, seats[0].key[0], None)
         if missed is not None:
             position = missed.position
             present |= await self._read([seat for seat in seats if seat.key in missed.changes], confirmed=True)
@@ -131,9 +143,8 @@ class Following:
             _tell(stream, seat, notice, known=missed is not None and change is None)
         return position, missed
 
-    async def _missed(self, known_id: str | None, account_id: int, batch_id: str | None) -> _Missed | None:
+    async def _missed(self, position: int | None, account_id: int, batch_id: str | None) -> _Missed | None:
         """What happened since the reader's position; None where it has none that is known, or missed too much."""
-        position = read_position(self._changes.identity, known_id or "")
         if position is None:
             return None
         whole = [account_id] if batch_id is None else []
@@ -243,7 +254,7 @@ class Following:
             for name, value in orjson.loads(answer.shape_a).items()
             if name not in ("jobs", "jobs_truncated")
         }
-        stream.finish(plain_event("batch", counts, batch_end_id(answer.etag)))
+        stream.finish(lambda position: plain_event("batch", counts, batch_end_id(answer.etag, position)))
         while not stream.ended:
             await stream.attention.wait()
             stream.attention.clear()

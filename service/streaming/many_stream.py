@@ -94,15 +94,13 @@ class ManyStream(Stream):
         key_id: str,
         form: Form,
         filters: Filters,
-        position_id: PositionId,
     ) -> None:
-        """`position_id`: the id of a position, or of the one up to which everything was told by now if newer."""
         super().__init__(transport, key_id, form)
         self.seats: dict[str, Seat] = {}
         self.doubted: dict[str, Seat] = {}
         self.catching_up = False
-        self._filters = filters
-        self._position_id = position_id
+        self.filters = filters
+        self._position_id: PositionId
         self._slots: dict[str, Slot] = {}
         self._behind: set[Seat] = set()
         self._unfinished: set[str] | None = None
@@ -110,7 +108,7 @@ class ManyStream(Stream):
         self._begun_at: int | None = None
         self._first_id: bytes | None = None
         self._reset_due = False
-        self._farewell: bytes | None = None
+        self._farewell: Callable[[bytes], bytes] | None = None
 
     @property
     def has_more(self) -> bool:
@@ -134,13 +132,15 @@ class ManyStream(Stream):
             (job_id, 0 if seat.heard == DELETED else seat.version or 0) for job_id, seat in self.seats.items()
         )
 
-    def begin(self, opening: bytes, *, event_id: bytes | None, position: int | None) -> None:
+    def begin(self, opening: bytes, *, event_id: bytes | None, position: int | None, position_id: PositionId) -> None:
         """Writes `opening`. A reader that comes back now would go on from `event_id` (None: begin anew).
 
         `position`: what was committed before it is in what the stream has heard, or will be told while catching up;
-        None: nobody knows of one.
+        None: nobody knows of one. `position_id`: the id of a position, or of the one up to which everything was told by
+        now if that is newer.
         """
         self._started = True
+        self._position_id = position_id
         self._event_id = self._first_id = event_id
         if not self._reset_due:
             self._begun_at = position
@@ -215,8 +215,8 @@ class ManyStream(Stream):
             self._event_id = event_id
             self._write(self._form.framed(open_event(event_id)))
 
-    def finish(self, farewell: bytes) -> None:
-        """Ends with these words, behind everything that waits."""
+    def finish(self, farewell: Callable[[bytes], bytes]) -> None:
+        """Ends with these words, which say the last position, behind everything that waits."""
         self._farewell = farewell
         self.flush()
 
@@ -230,7 +230,7 @@ class ManyStream(Stream):
             elif self._slots:
                 self._send_next()
             elif self._farewell is not None:
-                self.end(self._farewell)
+                self.end(self._farewell(self._position_id(self._begun_at or 0)))
         if self.is_over and self._started and self._is_up_to_date():
             self.end()
 
@@ -244,7 +244,7 @@ class ManyStream(Stream):
             if not seat.take(notice):
                 return
             self._note(seat, notice)
-        if self._filters.match(notice, before):
+        if self.filters.match(notice, before):
             self._add(notice, seat)
 
     def _add(self, notice: Notice, seat: Seat | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from random import uniform
 from typing import Final
 
@@ -59,11 +60,10 @@ class Stream:
 
     async def ends_within(self, seconds: float) -> bool:
         """Waits for so long, or to the end: whether it has ended."""
-        try:
-            await asyncio.wait_for(self._over.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        return self.ended
 
     def tick(self, now: float) -> None:
         """Looked at from time to time by one timer for all streams."""

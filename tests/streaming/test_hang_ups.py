@@ -148,3 +148,14 @@ async def test_a_reader_that_takes_nothing_does_not_hold_up_the_stop(start_web, 
         await block(client, "stop-slow")
         async with asyncio.timeout(5):
             assert await web.stop() == 0
+
+
+async def test_the_hub_ends_also_in_the_moment_in_which_it_is_hurried(client, inside):
+    """A process that is stopped as soon as it listens would not end else."""
+    hub = inside[Hub]
+    running = asyncio.create_task(hub.run())
+    await asyncio.sleep(2 * service.hub.RECONCILE_AT_MOST_EVERY_s)
+    hub._hurry.set()
+    running.cancel()
+    await asyncio.wait([running], timeout=5)
+    assert running.cancelled()

@@ -37,7 +37,7 @@ EACH_KIND = pytest.mark.parametrize("path", KINDS.values(), ids=KINDS)
 
 async def two_jobs(client):
     for job_id in ("a", "c"):
-        await create(client, job_id, batch_id="b")
+        await create(client, job_id, batch_id="b", tags=["z", "y", "x"])
 
 
 async def known_id(client, path):
@@ -92,7 +92,7 @@ async def test_a_reader_that_comes_back_is_told_what_changed_since_and_no_more(c
     ]
 
 
-@EACH_KIND
+@pytest.mark.parametrize("path", [*KINDS.values(), "/jobs/events?tags=x,y,z&status=queued,processing,completed"])
 async def test_a_reader_goes_on_through_another_process(start_web, key, path):
     here, there = await start_web(), await start_web()
     async with session(here.url, key) as client, session(there.url, key) as other:
@@ -186,11 +186,16 @@ GARBAGE = (
 )  # fmt: skip
 
 
-async def odd_ids(client, sql):
+async def odd_ids(client, path):
     """Ids that no reader of these streams can go on from, with what they are."""
-    async with stream(client, "/jobs/events") as events:
-        ours = (await events.next()).id
+    async with stream(client, path) as events:
+        while not events.parser.last_id:
+            await events.next()
+    ours = events.parser.last_id
     _, print_, position = ours.split(".")
+    async with stream(client, of_set("a")) as of_a, stream(client, "/jobs/events?tags=t") as tagged:
+        await of_a.next()
+        await tagged.next()
     await create(client, "elsewhere", batch_id="elsewhere", batch_size=1)
     await report(client, "elsewhere", "COMPLETED")
     async with stream(client, of_set("elsewhere")) as of_jobs, stream(client, "/jobs/batch/elsewhere/events") as batch:
@@ -205,7 +210,9 @@ async def odd_ids(client, sql):
         f"P.{print_}.{position}",
         f"{ours} ",
         f"p.{'0' * 8}.{position}",  # of another Postgres
-        position_id("another", int(position)).decode(),
+        position_id("another", "", int(position)).decode(),
+        of_a.parser.last_id,  # of a set of other jobs
+        tagged.parser.last_id,  # of a feed with other filters
         of_jobs.parser.last_id,  # where another set ended
         batch.parser.last_id,
         await etag_of(client, "elsewhere"),
@@ -213,21 +220,21 @@ async def odd_ids(client, sql):
 
 
 @EACH_KIND
-async def test_an_id_that_says_nothing_gets_the_present_state_or_a_reset_at_once(client, unlimited_key, sql, path):
+async def test_an_id_that_says_nothing_gets_the_present_state_or_a_reset_at_once(client, unlimited_key, path):
     client.session.headers["X-API-Key"] = unlimited_key
     await two_jobs(client)
-    for last_id in await odd_ids(client, sql):
+    for last_id in await odd_ids(client, path):
         for options in ({"params": {"last_event_id": last_id}}, {"last_id": last_id}):
             if "last_id" in options and (not last_id.isascii() or last_id != last_id.strip()):
                 continue  # no header can say it
             async with stream(client, path, **options) as events:
-                first = await events.next(within_s=3)
-                if path == KINDS["feed"]:
-                    nothing_said = not last_id or (not last_id.strip() and "last_id" in options)
-                    assert first.name == ("open" if nothing_said else "reset"), last_id
-                    assert await events.quiet(0.01)
-                else:
-                    assert [first.data["id"], (await events.next()).data["id"]] == ["a", "c"], last_id
+                opening = {KINDS["set"]: [], KINDS["batch"]: ["reset"], KINDS["feed"]: ["reset"]}[path]
+                if not last_id:
+                    opening = ["open"] if path == KINDS["feed"] else []
+                states = [] if path == KINDS["feed"] else ["status", "status"]
+                for name in opening + states:
+                    assert (await events.next(within_s=3)).name == name, last_id
+                assert await events.quiet(0.01)
                 assert position_of(events.parser.last_id)
 
 
@@ -240,11 +247,11 @@ async def test_a_position_that_was_forgotten_gets_the_present_state_or_a_reset(c
     assert await sql.fetchval("select forget_changes(interval '1 hour', 1000)") == 0
     assert await sql.fetchval("select forget_changes(interval '0 seconds', 1000)") > 0
     async with stream(client, path, last_id) as events:
-        first = await events.next()
-        if path == KINDS["feed"]:
-            assert (first.name, list(first.data)) == ("reset", ["detail"])
-        else:
-            assert [first.version, (await events.next()).version] == [2, 1]
+        if path != KINDS["set"]:  # which says everything with its present state
+            reset = await events.next()
+            assert (reset.name, list(reset.data)) == ("reset", ["detail"])
+        if path != KINDS["feed"]:
+            assert [(await events.next()).version for _ in range(2)] == [2, 1]
         await report(client, "c", "PROCESSING")
         await events.until(lambda event: event.data.get("id") == "c" and event.version == 2)
     assert await told_after(client, path, await known_id(client, path), 0) == []
@@ -268,11 +275,13 @@ async def test_who_missed_more_changes_than_can_be_told_reads_anew(client, monke
             told = set()
             while not told >= set(job_ids):
                 told.add((await events.next()).data.get("id"))
-        elif path == KINDS["feed"]:
-            assert (await events.next()).name == "reset"
-            assert await events.quiet(0.3)
         else:
-            assert [(await events.next()).data["id"] for _ in range(2)] == ["a", "c"]
+            if path != KINDS["set"]:
+                assert (await events.next()).name == "reset"
+            if path == KINDS["feed"]:
+                assert await events.quiet(0.3)
+            else:
+                assert [(await events.next()).data["id"] for _ in range(2)] == ["a", "c"]
 
 
 async def test_ten_thousand_changes_are_too_many_for_a_feed(client):
@@ -357,7 +366,7 @@ async def test_an_id_says_nothing_of_what_is_still_to_be_caught_up_with(client, 
     assert {job_id for job_id, _ in told} >= set(job_ids)
 
 
-@EACH_KIND
+@pytest.mark.parametrize("path", [KINDS["set"], KINDS["batch"]], ids=["set", "batch"])
 async def test_what_redis_was_not_told_yet_is_in_what_a_reader_begins_with(client, start_web, sql, path):
     """Its id says that everything from before was told, and Redis may be behind by two seconds."""
     await two_jobs(client)
@@ -367,8 +376,6 @@ async def test_what_redis_was_not_told_yet_is_in_what_a_reader_begins_with(clien
         answer = await writer.patch("/jobs/c", json={"status": "PROCESSING"})
         assert answer.headers["Warning"].startswith("199 ")
         async with stream(client, path) as events:
-            if path == KINDS["feed"]:
-                return  # it begins with nothing, and a list is read from Postgres
             assert [(await events.next()).version for _ in range(2)] == [1, 2]
 
 
