@@ -9,6 +9,20 @@ Import nothing of `service` here: what the master has imported, HUP does not loa
 """
 
 import os
+import shutil
+import tempfile
+
+# Where the processes keep what they count, so that any of them tells Prometheus of all (JOBWIRE_METRICS_LISTEN).
+# After HUP, and in a second master, it is the same as before.
+FOLDER, OURS = "PROMETHEUS_MULTIPROC_DIR", "jobwire-metrics-"
+os.environ[FOLDER] = os.environ.get(FOLDER) or tempfile.mkdtemp(prefix=OURS)
+
+
+def on_exit(server):
+    """Leaves no folder behind, unless a second master goes on with it."""
+    if OURS in os.environ[FOLDER] and not server.reexec_pid:
+        shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
+
 
 wsgi_app = "service.serving:runner"
 worker_class = "service.web_worker.WebWorker"

@@ -8,10 +8,8 @@ PROMETHEUS_MULTIPROC_DIR names a folder those values lie there, and whichever pr
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -272,8 +270,9 @@ class Metrics:
         self._parts = parts
         self._registry = CollectorRegistry()
         self.url = ""
-        with _begun(Path(SHARED_FOLDER)) if SHARED_FOLDER else nullcontext():
-            self._told = [_told(measure, self._registry) for measure in TABLE]
+        if SHARED_FOLDER:
+            Path(SHARED_FOLDER).mkdir(parents=True, exist_ok=True)
+        self._told = [_told(measure, self._registry) for measure in TABLE]
 
     async def serve(self, app: web.Application) -> AsyncIterator[None]:
         """For `cleanup_ctx`. An address that cannot be had is a warning, not the end of the service."""
@@ -370,18 +369,6 @@ def _page_of_all() -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry, SHARED_FOLDER)
     return generate_latest(registry)
-
-
-@contextmanager
-def _begun(folder: Path) -> Iterator[None]:
-    """Inside, a process makes its files. Where nobody lives the service begins, and all counters with it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("ab") as lock:  # processes that begin together must not clear each other's files
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not any(_lives(pid) for pid in _processes(folder)):
-            for file in folder.glob("*.db"):
-                file.unlink(missing_ok=True)
-        yield
 
 
 def _processes(folder: Path) -> Iterator[int]:

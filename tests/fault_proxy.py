@@ -66,6 +66,9 @@ class FaultProxy:
         self.cut()
 
     async def _serve(self, asker: asyncio.StreamReader, to_asker: asyncio.StreamWriter) -> None:
+        if not self._server.is_serving():  # it came in the very moment in which we ceased to listen
+            to_asker.transport.abort()
+            return
         self._open[to_asker] = asyncio.current_task()
         with contextlib.suppress(OSError):  # nothing listens behind us: then neither do we
             store, to_store = await asyncio.open_connection(self._behind.hostname, self._behind.port)

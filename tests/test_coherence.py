@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from service.stores.keys import status_key
 from tests.fault_proxy import FaultProxy
 from tests.own_servers import connected
 from tests.speaker import Speaker, speaking, until
@@ -167,6 +168,26 @@ async def test_a_reader_does_not_join_a_read_that_looked_before_it_came(start_we
             proxy.thaw()
             assert (await late).version == said.version
             assert (await early).version in (said.version - 1, said.version)
+
+
+async def test_an_old_entry_that_nobody_verified_is_compared_with_postgres(start_web, key, redis_url, sql):
+    """Whatever brought it there: the belt."""
+    one, other = await start_web(), await start_web()
+    async with speaking(key) as speaker, Redis.from_url(redis_url) as redis:
+        await speaker.create(one, "j")
+        for web in (one, other):
+            await speaker.poll(web, "j")
+        entry = status_key(await sql.fetchval("select account_id from jobs"), "j")
+        old = await redis.get(entry)
+        said = await speaker.say(one, "j", "not in the old entry")
+        long_ago = f"{1:013}".encode()
+        await redis.set(entry, old[:23] + long_ago + old[36:])
+        assert (await speaker.poll(other, "j")).version == said.version
+        await until(lambda: holds(redis, entry, said.version), 2)
+
+
+async def holds(redis: Redis, entry: bytes, version: int) -> bool:
+    return int((await redis.get(entry))[8:23]) == version
 
 
 HAS_LOOKED = """

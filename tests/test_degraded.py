@@ -4,6 +4,7 @@ The README has the same table; a test holds it to this one.
 """
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 
 from service.identity import READ
 from tests.conftest import make_key
+from tests.fault_proxy import FaultProxy
+from tests.own_servers import connected
 from tests.predicates import are_ready, are_without_warning
 from tests.speaker import Answer, Speaker, speaking, until
 from tests.sse_reader import EventReader, events_of
 from tests.test_metrics import free_address, scrape
-from tests.troubles import TROUBLES, stores_for
+from tests.troubles import ROLE, TROUBLES, stores_for
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -124,6 +127,27 @@ def said(answer: Answer) -> str:
     return f"{answer.status} {answer.warning}".strip()
 
 
+def test_the_readme_tells_the_same():
+    section = README.split("## When a store is in trouble", 1)[1].split("\n## ", 1)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] in BEGINS
+    ]
+    told = {row[0]: row[1:6] for row in rows}
+    assert told.keys() == SEEN.keys() == TROUBLES.keys()
+    for what, (polls, report, limits, names, metric) in told.items():
+        seen = SEEN[what]
+        assert polls == f"{seen.held}; {seen.unheld}", what
+        assert report == seen.report, what
+        assert ("twice" in limits) == (seen.up_to > LIMIT), what
+        assert set(re.findall(r"`(\w+)`", names)) == seen.names, what
+        name, label = re.fullmatch(r"`(\w+)(?:{\w+=\"(\w+)\"})?` (?:= 0|grows)", metric).groups()
+        assert (name, *filter(None, [label])) == seen.metric, what
+        assert metric.endswith("grows") == seen.grows, what
+
+
+BEGINS = {f"| {what[0]}" for what in SEEN}
+
+
 @pytest.mark.parametrize("what", TROUBLES)
 async def test_what_a_client_sees_while(start_web, database, tmp_path, what):
     seen = SEEN[what]
@@ -207,3 +231,53 @@ async def shows(client: Client, seen: Seen, before: float) -> bool:
         return await client.metric(*seen.metric) == 0
     await client.poll("held")
     return await client.metric(*seen.metric) > before
+
+
+async def test_the_first_look_at_a_postgres_that_is_silent_takes_a_second(start_web, database):
+    async with FaultProxy(database) as proxy:
+        web = await start_web(DATABASE_URL=proxy.url)
+        proxy.freeze()
+        async with speaking("none") as speaker:
+            looks = await asyncio.gather(*(speaker.ask(web, "GET", "/readyz") for _ in range(20)))
+            assert {look.status for look in looks} == {503}
+            assert all("does not answer" in look.json["down"]["postgres"] for look in looks)
+            assert max(look.took_s for look in looks) < 1.5
+            proxy.thaw()
+            await until(lambda: are_ready(speaker, [web]), 4)
+
+
+async def test_connections_that_are_left_are_used_on_where_others_took_the_rest(start_web, database, tmp_path):
+    what = "Postgres has no connection left"
+    async with stores_for(what, database, tmp_path) as stores, connected(stores.database) as admin:
+        web = await start_web(**stores.environment)
+        async with speaking(await make_key(stores.database, "acme")) as speaker:
+            await speaker.create(web, "j")
+            await until(lambda: are_ready(speaker, [web]), 5)
+            await admin.execute(f"alter role {ROLE} connection limit 0")
+            for number in range(10):
+                assert (await speaker.say(web, "j", f"step {number}")).warning == ""
+                assert (await speaker.poll(web, "j")).warning == ""
+            # More at once than there are connections: some come to nothing, and that is no outage.
+            asked = [speaker.ask(web, "POST", "/jobs", json={"type": "x"}) for _ in range(40)]
+            statuses = {answer.status for answer in await asyncio.gather(*asked)}
+            assert statuses <= {201, 503}
+            assert (await speaker.poll(web, "j")).warning == ""
+            assert (await speaker.say(web, "j", "on")).warning == ""
+            await admin.execute(f"alter role {ROLE} connection limit -1")
+
+
+async def test_keys_are_not_guessed_faster_while_redis_cannot_write(start_web, database, tmp_path):
+    what = "Redis is out of memory"
+    async with stores_for(what, database, tmp_path) as stores, connected(stores.database) as admin:
+        web = await start_web(**stores.environment)
+        async with speaking("jw_" + "y" * 43) as speaker:
+            await speaker.poll(web, "j")
+            async with TROUBLES[what](stores):
+                guesses = [{"X-API-Key": f"jw_{number:043}"} for number in range(60)]
+                answers = [(await speaker.ask(web, "GET", "/jobs/j", headers=guess)).status for guess in guesses]
+                right = await make_key(stores.database, "acme")
+                guessed = await speaker.ask(web, "GET", "/jobs/j", headers={"X-API-Key": right})
+                assert answers.index(429) <= 30
+                assert set(answers[answers.index(429) :]) == {429}
+                assert guessed.status == 429, "also the right one: nobody looks it up any more"
+            assert await admin.fetchval("select count(*) from keys") == 1

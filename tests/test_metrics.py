@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import socket
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import TABLE
 from service.middlewares import STATUS_OF
+from tests.conftest import environment_of
 from tests.speaker import speaking, until
+from tests.web_processes import WebProcesses
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -115,6 +118,39 @@ async def test_whichever_of_several_processes_is_asked_answers_for_all(start_web
     assert not list((tmp_path / "metrics").glob("gauge_live*")), "who ends takes its gauges along"
 
 
+async def test_under_gunicorn_the_page_is_of_all_processes_through_crash_and_reload(
+    database, redis_url, key, address, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    settings = environment_of(database, redis_url) | {"JOBWIRE_METRICS_LISTEN": address, "JOBWIRE_DRAIN": "0.2"}
+    processes = await WebProcesses.launch(settings)
+    try:
+        await processes.serve()
+        asked = 0
+        for change in ("none", "a crash", "a reload"):
+            old = processes.pids
+            if change == "a crash":
+                os.kill(min(old), signal.SIGKILL)
+                await processes.serve(instead_of={min(old)})
+            elif change == "a reload":
+                await processes.reload()
+            async with speaking(key) as speaker:
+                for _ in range(10):
+                    assert (await speaker.poll(processes, "none")).status == 404
+            asked += 10
+
+            async def is_told(asked=asked):
+                pages = [await scrape(address) for _ in range(4)]
+                return {(p["jobwire_processes"][()], p["jobwire_errors_total"]["not_found",]) for p in pages} == {
+                    (2, asked)
+                }
+
+            await until(is_told, 10)
+    finally:
+        await processes.stop()
+    assert not list(tmp_path.glob("jobwire-metrics-*")), "nothing is left of it"
+
+
 async def test_one_process_that_lost_redis_is_seen_in_the_page_of_all(start_web, address, tmp_path):
     shared = {"JOBWIRE_METRICS_LISTEN": address, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     await start_web(**shared)
@@ -125,16 +161,6 @@ async def test_one_process_that_lost_redis_is_seen_in_the_page_of_all(start_web,
         return page["jobwire_processes"][()] == 2 and page["jobwire_redis_up"]["polls",] == 0
 
     await until(is_told, 5)
-
-
-async def test_a_service_that_begins_anew_counts_anew(start_web, key, address, tmp_path):
-    shared = {"JOBWIRE_METRICS_LISTEN": address, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    async with speaking(key) as speaker:
-        for _ in range(2):
-            web = await start_web(**shared)
-            await speaker.poll(web, "none")
-            assert (await scrape(address))["jobwire_errors_total"]["not_found",] == 1
-            await web.stop()
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -409,6 +409,41 @@ async def test_a_commit_whose_answer_is_lost_is_503_once_in_postgres_and_told_by
             assert await row_is_at(postgres, before.version + 1), "taken once, never sent again"
 
 
+async def test_after_postgres_was_restored_everyone_says_what_it_says_now(start_web, tmp_path):
+    """Versions that were told before are gone: nothing that was kept in memory or Redis may outlive them."""
+    server = own_postgres(tmp_path)
+    try:
+        await migrate(server.url)
+        key = await make_key(server.url, "acme")
+        webs = [await start_web(DATABASE_URL=server.url) for _ in range(2)]
+        async with speaking(key) as speaker:
+            await speaker.create(webs[0], "j")
+            kept = await speaker.say(webs[0], "j", "kept")
+            server.kill()
+            server.keep_a_copy()
+            await server.start()
+            await until(lambda: is_taken(speaker, webs[0], "j"), 5)
+            lost = [await speaker.say(webs[0], "j", f"lost {n}") for n in range(3)][-1]
+            for web in webs * 2:
+                assert (await speaker.poll(web, "j")).version == lost.version
+            server.kill()
+            server.put_the_copy_back()
+            server.make_a_standby()  # and primary again: a restore to an earlier moment is another timeline
+            await server.start()
+            async with connected(server.url) as admin:
+                await admin.execute("select pg_promote()")
+            await until(lambda: are_ready(speaker, webs), 8)
+            await until(lambda: are_without_warning(speaker, webs, "j"), 3)
+            for web in webs * 2:
+                seen = await speaker.poll(web, "j")
+                assert (seen.version, seen.json["progress"]["message"]) == (kept.version, "kept")
+            again = await speaker.say(webs[1], "j", "said again")
+            assert again.version == kept.version + 1 < lost.version
+            assert (await speaker.poll(webs[0], "j")).json["progress"]["message"] == "said again"
+    finally:
+        server.stop()
+
+
 async def test_an_entry_that_nobody_verified_is_served_at_once_while_postgres_is_known_to_be_away(
     start_web, key, database, redis_url
 ):

@@ -49,7 +49,7 @@ def test_the_defaults_in_the_settings_table_are_those_of_the_code(monkeypatch):
         "JOBWIRE_TRUSTED_PROXIES": ",".join(settings.trusted_proxies) or "empty",
         "JOBWIRE_CORS_ORIGINS": ",".join(settings.cors_origins) or "empty",
         "JOBWIRE_DRAIN": settings.drain_s,
-        "JOBWIRE_METRICS_LISTEN": ":".join(map(str, settings.metrics_listen)),
+        "JOBWIRE_METRICS_LISTEN": "{}:{}".format(*settings.metrics_listen),
         "JOBWIRE_ACCESS_LOG": str(settings.access_log).lower(),
         "JOBWIRE_LOG_LEVEL": settings.log_level,
     }

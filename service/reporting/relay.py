@@ -75,7 +75,7 @@ class Relay:
     async def _tell_beginning_of(
         self, overdue: Mapping[str, Sequence[JobKey]], connection: Connection[Any]
     ) -> list[str]:
-        """The commits that Redis has heard of by now. They are settled: what is not deleted here the sweep deletes."""
+        """The commits that Redis has heard of by now. They are settled: what is not deleted now, the sweep deletes."""
         commits, jobs = _beginning_of(overdue)
         if not await self._tell(jobs, connection):
             self._cache.distrust()

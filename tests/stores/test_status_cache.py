@@ -18,8 +18,9 @@ from redis.asyncio.client import PubSub
 
 from service.embedded import Server, start_redis
 from service.errors import RedisAway
+from service.stores import status_cache
 from service.stores.keys import UNVERIFIED_AFTER_ms, status_key
-from service.stores.ready import Absence, Ready, ReadyAnswer, decode_ready
+from service.stores.ready import ANSWER_SHAPE, Absence, Ready, ReadyAnswer, decode_ready
 from service.stores.redis_pipe import RedisPipe
 from service.stores.status_cache import (
     LIFE_LENGTH,
@@ -330,6 +331,15 @@ async def test_another_life_is_a_miss(start_process: StartProcess, cache: Status
     await restored.fill([(*JOB, answer(4))], token)
     assert await restored.read(JOB, 0) == Newer(answer(4)), "although version 9 of another life was there"
     assert isinstance(await cache.read(JOB, 0), Miss)
+
+
+async def test_another_shape_of_answers_is_another_life(
+    start_process: StartProcess, cache: StatusCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(cache, answer(9))
+    monkeypatch.setattr(status_cache, "ANSWER_SHAPE", ANSWER_SHAPE + 1)
+    upgraded = (await start_process()).cache
+    assert isinstance(await upgraded.read(JOB, 0), Miss)
 
 
 async def test_a_put_clears_an_entry_of_another_life(

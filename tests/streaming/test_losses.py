@@ -9,9 +9,12 @@ import pytest
 from service.embedded import free_port, start_redis
 from service.hub import Hub
 from service.stores.event_channel import EventChannel
+from service.stores.keys import topic_of
+from service.stores.redis_address import RedisAddress
 from tests.conftest import environment_of
+from tests.fault_proxy import FaultProxy
 from tests.following import create, deaf, report, session
-from tests.sse_reader import assert_true_to, events_of
+from tests.sse_reader import assert_true_to, comes_true, events_of
 from tests.web_process import WebProcess
 
 
@@ -37,6 +40,63 @@ async def test_a_lost_message_of_a_deletion_is_repaired(client, inside):
         await client.delete("/jobs/lost-too")
         (deleted,) = await events.rest()
     assert (deleted.name, deleted.data["version"]) == ("deleted", 2)
+
+
+@pytest.mark.usefixtures("no_reconcile")
+async def test_a_subscription_that_is_lost_for_good_delays_nobody_for_long(client, inside):
+    """From then on Postgres is compared at once, and every second."""
+    await create(client, "cut")
+    async with events_of(client, "cut") as events:
+        await events.next()
+        channel = inside[EventChannel]
+        channel._address = RedisAddress.read(f"redis://127.0.0.1:{free_port()}")
+        channel._connection.drop("cut by the test")
+        await comes_true(lambda: not channel.up)
+        await report(client, "cut", "PROCESSING")
+        assert (await events.next(within_s=5)).status == "PROCESSING"
+        await report(client, "cut", "COMPLETED")
+        assert [event.status for event in await events.rest(within_s=5)] == ["COMPLETED"]
+
+
+class Doubter:
+    """Follows, and notes that it must read anew."""
+
+    def __init__(self):
+        self.version = 0
+        self.doubts = asyncio.Event()
+
+    def hear(self, notice):
+        pass
+
+    def resync(self):
+        self.doubts.set()
+
+    def reset(self):
+        pass
+
+
+@pytest.mark.usefixtures("no_reconcile")
+async def test_nobody_reads_before_the_subscription_is_acknowledged(redis_url, redis):
+    """What is announced after the reading is heard, however long the subscription was on its way."""
+    key = (1, "late")
+    async with FaultProxy(redis_url) as proxy:
+        channel = EventChannel(proxy.url)
+        hub = Hub(channel, None, None, lambda: "")
+        await channel.start()
+        await comes_true(lambda: channel.up)
+        proxy.freeze()
+        follower = Doubter()
+
+        async def follow():
+            async with hub.follow(key, follower):
+                await redis.publish(topic_of(key), b"of another life: it is resynced")
+                await follower.doubts.wait()
+
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0.1)
+        proxy.thaw()
+        await asyncio.wait_for(following, 3)
+        await channel.close()
 
 
 async def test_what_a_process_without_redis_writes_is_told_by_another(start_web, key, redis_url):
