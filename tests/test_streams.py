@@ -1015,6 +1015,21 @@ async def test_a_process_that_stops_ends_every_stream_cleanly(start_web, unlimit
         assert took_s < 2, took_s
 
 
+async def test_a_process_that_stops_ends_new_streams_as_they_begin(client, key, inside):
+    """EventSource comes back after a clean end, to another process, and gives up for good after a 503."""
+    await create(client, "late", batch_id="late")
+    inside[Streams].end_all()
+    for path in ("/jobs/late/events", "/jobs/batch/late/events", "/jobs/events?job_ids=late", "/jobs/events"):
+        async with client.get(path) as response:
+            events = EventReader.of(response)
+            told = await events.rest()
+        assert [event.name for event in told] == (["open"] if path == "/jobs/events" else []), path
+        assert 2000 <= events.parser.retry_ms <= 5000
+    async with session(str(client.make_url("/")), key) as other, other.ws_connect("/jobs/late/status") as socket:
+        assert (await socket.receive()).type == aiohttp.WSMsgType.CLOSE
+    assert socket.close_code == aiohttp.WSCloseCode.GOING_AWAY
+
+
 async def test_a_reader_that_takes_nothing_does_not_hold_up_the_stop(start_web, unlimited_key):
     web = await start_web()
     async with session(web.url, unlimited_key) as client:

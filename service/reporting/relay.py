@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from service.errors import Unavailable
 from service.job import Job
 from service.stores.answers import Written, batch_change_of, change_of, deletion_notice, deletion_of, ready_answer
-from service.stores.connections import Postgres
+from service.stores.connections import Connection, Postgres
 from service.stores.job_table import JobTable
 from service.stores.keys import batch_of
 from service.stores.outbox_table import CLAIMED_AT_ONCE, OutboxTable
@@ -65,25 +65,30 @@ class Relay:
             if not overdue:
                 return False
             commits, jobs = _beginning_of(overdue)
-            if not await self._tell(jobs):
+            if not await self._tell(jobs, connection):
                 self._cache.distrust()
                 return False
             await self._outbox.delete(connection, commits)
         self.relayed += len(jobs)
         return len(overdue) == CLAIMED_AT_ONCE or len(commits) < len(overdue)
 
-    async def _tell(self, jobs: Sequence[JobKey]) -> bool:
-        """Whether Redis has heard of the present state of all of them."""
+    async def _tell(self, jobs: Sequence[JobKey], connection: Connection[Any]) -> bool:
+        """Whether Redis has heard of the present state of all of them.
+
+        It is read on the connection that holds the rows: processes that each hold one and wait for another would
+        wait for each other.
+        """
         for start in range(0, len(jobs), MOST_JOBS_IN_ONE_PUT):
-            if not await self._cache.put(await self._changes(jobs[start : start + MOST_JOBS_IN_ONE_PUT])):
+            some = jobs[start : start + MOST_JOBS_IN_ONE_PUT]
+            if not await self._cache.put(await self._changes(some, connection)):
                 return False
         return True
 
-    async def _changes(self, keys: Sequence[JobKey]) -> list[Change]:
+    async def _changes(self, keys: Sequence[JobKey], connection: Connection[Any]) -> list[Change]:
         """What Redis must hear: of jobs their present state, or that they are gone; of batches to forget them."""
         batches = [(key[0], batch_id) for key in keys if (batch_id := batch_of(key)) is not None]
         jobs = [key for key in keys if batch_of(key) is None]
-        found = await self._table.read(jobs)
+        found = await self._table.read(jobs, on=connection)
         return [
             change_of(Written(job), ready_answer(job)) if isinstance(job, Job) else deletion_of(deletion_notice(key, 0))
             for key, job in zip(jobs, found, strict=True)

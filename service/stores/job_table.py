@@ -175,9 +175,14 @@ class JobTable:
             row["xid"],
         )
 
-    async def read(self, keys: Sequence[tuple[int, str]]) -> list[Job | Absence]:
-        """Jobs by (account id, job id), in the order asked; an Absence says why one is not there."""
-        rows = await self._postgres.fetch(_SQL["read"], [key[0] for key in keys], [key[1] for key in keys])
+    async def read(
+        self, keys: Sequence[tuple[int, str]], *, on: Connection[asyncpg.Record] | None = None
+    ) -> list[Job | Absence]:
+        """Jobs by (account id, job id), in the order asked; an Absence says why one is not there.
+
+        `on`: a connection that the caller holds already.
+        """
+        rows = await (on or self._postgres).fetch(_SQL["read"], [key[0] for key in keys], [key[1] for key in keys])
         return [_job(row) if row["absence"] is None else _absence(row) for row in rows]
 
     async def versions(self, keys: Sequence[tuple[int, str]]) -> list[int | None]:
