@@ -162,7 +162,7 @@ class ServiceRunner(web.AppRunner):
             async with asyncio.timeout(SHUTDOWN_s):
                 while self.server is not None and self.server.connections:
                     for connection in self._silent():
-                        _hang_up(connection)
+                        hang_up(connection)
                     await asyncio.sleep(CLOSING_EVERY_s)
 
     def _silent(self) -> list[_Connection]:
@@ -175,7 +175,7 @@ class ServiceRunner(web.AppRunner):
         return _Server(await super()._make_server(), self.app, **self._kwargs)
 
 
-def _hang_up(connection: _Connection) -> None:
+def hang_up(connection: _Connection) -> None:
     """Unless something lies unread. At once, and not when the loop comes to it: the next request may be on its way."""
     if connection.transport is None:
         return

@@ -7,10 +7,14 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 
+from service.serving import hang_up, make_runner
+from service.settings import Settings
 from tests.conftest import environment_of
 from tests.own_servers import connected
 from tests.sse_reader import RawReader, comes_true
@@ -181,6 +185,26 @@ async def test_a_connection_is_not_closed_under_a_client_that_has_just_come_or_j
     assert await stopping == 0
     for _, writer in (just_come, just_begun, kept):
         writer.transport.abort()
+
+
+async def test_nobody_is_hung_up_on_whose_request_lies_unread(service_settings: Settings, key: str) -> None:
+    service = make_runner(replace(service_settings, drain_s=0))
+    await service.setup()
+    await web.TCPSite(service, "127.0.0.1", 0).start()
+    address = service.addresses[0]
+    reader, writer = await asyncio.open_connection(*address)
+    request = f"GET /healthz HTTP/1.1\r\nHost: {address[0]}\r\n\r\n".encode()
+    writer.write(request)
+    assert (await reader.readuntil(b"}"))[:12] == b"HTTP/1.1 200"
+    (connection,) = service.server.connections
+    writer.write(request)  # goes out at once, and the service shares our loop: it has not read it
+    hang_up(connection)
+    assert (await reader.readuntil(b"}"))[:12] == b"HTTP/1.1 200"
+    hang_up(connection)
+    assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+    await service.cleanup()
 
 
 # Crashing and standing still

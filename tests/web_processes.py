@@ -4,13 +4,14 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO, Self
+
+from service.embedded import free_port
 
 CONFIGURATION = "deploy/gunicorn.conf.py"
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,7 @@ class WebProcesses:
     @classmethod
     async def launch(cls, environment: dict[str, str], *options: str, how_many: int = 2) -> Self:
         """Returns at once; see `serve`. `options` are gunicorn's."""
-        port = _free_port()
+        port = free_port()
         log = tempfile.TemporaryFile()  # noqa: SIM115 -- `stop` closes it; a pipe would make wait() wait for a second master
         master = await asyncio.create_subprocess_exec(
             *(str(Path(sys.executable).with_name("gunicorn")), "-c", CONFIGURATION, *options),
@@ -112,8 +113,3 @@ def is_there(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]

@@ -38,10 +38,13 @@ _LOCKED = (asyncpg.LockNotAvailableError, asyncpg.exceptions.TransactionRollback
 # A process that stands still, or is cut off, must not hold its locks for longer than a moment.
 _BEGIN = "begin; set local idle_in_transaction_session_timeout = '2s'"
 _IDENTITY = """
-select concat_ws(':', system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), d.oid)
+select concat_ws(':', system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), d.oid) as identity,
+       pg_backend_pid() as pid
 from pg_control_system(), pg_database d where d.datname = current_database()
 """
 _READ_ONLY = "select current_setting('transaction_read_only')::bool as read_only"
+_ARRAYS = "select $1::int[], $2::bigint[], $3::bool[], $4::bytea[], $5::jsonb[]"
+"""Every type of our statements that asyncpg does not know by itself."""
 _DURABILITY = """
 select name from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit') and setting = 'off'
 """
@@ -78,7 +81,7 @@ class Postgres:
             command_timeout=self._timeout_s,
             timeout=self._timeout_s,
             max_inactive_connection_lifetime=300,
-            init=self._learn_identity,
+            init=self._learn,
             reset=_keep_as_it_is,
             server_settings={"application_name": "jobwire"},
         )
@@ -150,8 +153,18 @@ class Postgres:
         """The settings with which an acknowledged report could be lost in a crash of the server; empty is good."""
         return [row["name"] for row in await self.fetch(_DURABILITY)]
 
-    async def _learn_identity(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        identity = str(await connection.fetchval(_IDENTITY))
+    async def _learn(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Who answers on a new connection."""
+        said = await connection.fetchrow(_IDENTITY)
+        assert said is not None
+        if not self._prepared_statements:
+            await _learn_types(connection)
+        elif said["pid"] != connection.get_server_pid():
+            # A transaction pooler would let us run, by its name, what another process has prepared.
+            raise Unavailable("A pooler stands before Postgres: set JOBWIRE_PREPARED_STATEMENTS=false.")
+        self._is(str(said["identity"]))
+
+    def _is(self, identity: str) -> None:
         if identity != self.identity:
             self.identity = identity
             for hear in self.on_identity:
@@ -194,6 +207,20 @@ async def _give_up(connection: Connection[asyncpg.Record], *, is_silent: bool) -
             return
     with suppress(Exception):  # the pool may have let it go already
         connection.terminate()
+
+
+async def _learn_types(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Asks for types once and inside a transaction that is rolled back.
+
+    asyncpg asks when it meets one, and switches `jit` off for the session meanwhile: behind a transaction pooler that
+    would be somebody else's session, and it would stay off there.
+    """
+    learning = connection.transaction()
+    await learning.start()
+    try:
+        await connection.fetchrow(_ARRAYS, [], [], [], [], [])
+    finally:
+        await learning.rollback()
 
 
 async def _keep_as_it_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:

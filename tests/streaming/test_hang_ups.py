@@ -2,6 +2,7 @@
 
 import asyncio
 
+import aiohttp
 import pytest
 
 import service.hub
@@ -11,7 +12,7 @@ from service.limiting.limiter import Limiter
 from service.status_reader import StatusReader
 from service.streaming.operation import Streams
 from tests.following import block, create, descriptors, followers, job_topics, report, session, slow_reader
-from tests.sse_reader import RawReader, comes_true, events_of
+from tests.sse_reader import EventReader, RawReader, comes_true, events_of
 
 
 @pytest.mark.usefixtures("a_thousand_streams")
@@ -159,3 +160,18 @@ async def test_the_hub_ends_also_in_the_moment_in_which_it_is_hurried(client, in
     running.cancel()
     await asyncio.wait([running], timeout=5)
     assert running.cancelled()
+
+
+async def test_a_process_that_stops_ends_new_streams_as_they_begin(client, key, inside):
+    """EventSource comes back after a clean end, to another process, and gives up for good after a 503."""
+    await create(client, "late", batch_id="late")
+    inside[Streams].end_all()
+    for path in ("/jobs/late/events", "/jobs/batch/late/events", "/jobs/events?job_ids=late", "/jobs/events"):
+        async with client.get(path) as response:
+            events = EventReader.of(response)
+            told = await events.rest()
+        assert [event.name for event in told] == (["open"] if path == "/jobs/events" else []), path
+        assert 2000 <= events.parser.retry_ms <= 5000
+    async with session(str(client.make_url("/")), key) as other, other.ws_connect("/jobs/late/status") as socket:
+        assert (await socket.receive()).type == aiohttp.WSMsgType.CLOSE
+    assert socket.close_code == aiohttp.WSCloseCode.GOING_AWAY
