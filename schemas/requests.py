@@ -56,6 +56,11 @@ def _not_reserved(job_id: str) -> None:
         raise ValidationError(f"Must not be one of {', '.join(sorted(RESERVED_IDS))}.")
 
 
+def _no_comma(tag: str) -> None:
+    if "," in tag:
+        raise ValidationError("A tag must not contain a comma.")
+
+
 class JobId(Text):
     """An id of one's own for a job."""
 
@@ -64,6 +69,14 @@ class JobId(Text):
     def __init__(self, **options: Any) -> None:
         super().__init__(longest=128, shortest=1, **options)
         self.validators += [_like_an_id, _not_reserved]
+
+
+class Tag(Text):
+    """A word to find jobs by. Commas part tags in queries, so none is in one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(longest=64, shortest=1, metadata=_WITHOUT_COMMA, **options)
+        self.validators.append(_no_comma)
 
 
 class Status(fields.Field[str]):
@@ -131,7 +144,7 @@ class NewJobSchema(Schema):
     batch_id = Text(longest=128, allow_none=True, metadata={"pattern": ID_PATTERN})
     batch_size = Count(least=1)
     close_batch = Flag()
-    tags = fields.List(Text(longest=64, shortest=1, metadata=_WITHOUT_COMMA), validate=validate.Length(max=32))
+    tags = fields.List(Tag(), validate=validate.Length(max=32))
     file_count = Count(allow_none=True)
     metadata = FreeObject()
     parameters = FreeObject(allow_none=True)
@@ -159,8 +172,6 @@ class NewJobSchema(Schema):
             wrong["batch_id"] = [_LIKE_AN_ID]
         if data.get("batch_id") is None:
             wrong |= {name: ["Goes only with a batch_id."] for name in ("batch_size", "close_batch") if data.get(name)}
-        if any("," in tag for tag in data.get("tags", ())):
-            wrong["tags"] = ["A tag must not contain a comma."]
         if data.get("public") and "id" in data:
             wrong["id"] = ["A public job's id is minted; leave it out."]
         if wrong:
@@ -318,7 +329,7 @@ class TicketSchema(Schema):
     batch_id = Text(longest=128, shortest=1)
     job_ids = Ids(most=1000)
     user_id = Text(longest=256, shortest=1)
-    tags = fields.List(Text(longest=64, shortest=1), validate=validate.Length(min=1, max=32))
+    tags = fields.List(Tag(), validate=validate.Length(min=1, max=32))
     feed = Flag()
     ttl = Count(least=1, most=LONGEST_TICKET_S, load_default=LONGEST_TICKET_S)
 

@@ -14,7 +14,7 @@ from schemas.queries import ManyEventsQuerySchema
 from schemas.requests import EventsQuerySchema, TicketSchema
 from schemas.shapes import rfc3339
 from service.authentication import LIMIT_HEADERS
-from service.errors import JobwireError
+from service.errors import JobDeleted, JobExpired, JobwireError
 from service.identity import Caller
 from service.job import FINISHED
 from service.middlewares import REQUEST_ID
@@ -37,6 +37,9 @@ STREAM_HEADERS: Final = {
 }
 GONE_FIRST: Final = 204
 """For a reader that hung up before its stream began: nobody receives it."""
+
+GONE_ID: Final = "-0"
+"""How the id of a job's deletion ends: there is no time of a change in it."""
 
 _EVENTS_QUERY: Final = EventsQuerySchema()
 _MANY_QUERY: Final = ManyEventsQuerySchema()
@@ -67,7 +70,12 @@ class Streaming:
         with self._streams.counted(stream):
             # Subscribe, await the acknowledgement, then read: no change falls in between.
             async with self._streams.hub.follow(key, stream):
-                answer = await self._streams.reader.read(*key)
+                try:
+                    answer = await self._streams.reader.read(*key)
+                except (JobDeleted, JobExpired):
+                    if known_id is not None and known_id.endswith(GONE_ID):  # the reader has been told
+                        return web.Response(status=204)
+                    raise
                 known = known_id == _event_id(answer)
                 if known and answer.status in FINISHED:
                     return web.Response(status=204)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.following import create, etag_of, report
+from tests.following import create, delete, etag_of, report, status_of
 from tests.sse_reader import events_of
 
 
@@ -62,3 +62,13 @@ async def test_the_header_is_newer_than_the_parameter(client):
     await report(client, "both", "COMPLETED")
     options = {"params": {"last_event_id": first}, "headers": {"Last-Event-ID": await etag_of(client, "both")}}
     assert (await client.get("/jobs/both/events", **options)).status == 204
+
+
+async def test_who_was_told_of_the_deletion_gets_204(client):
+    await create(client, "gone")
+    async with events_of(client, "gone") as events:
+        await events.next()
+        await delete(client, "gone")
+        assert (await events.rest())[-1].name == "deleted"
+    for last_id, status in ((events.parser.last_id, 204), ("1-1795508717730", 404), ("", 404)):
+        assert await status_of(client, "/jobs/gone/events", last_id) == status
