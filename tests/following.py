@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 from redis.asyncio import Redis
 
+from service.stores.queries import load
 from tests.sse_reader import EventReader, RawReader
 
 BLOB = "b" * 15_000
@@ -90,6 +91,19 @@ async def make_changes(client: Any, job_id: str, changes: list[str]) -> int:
 async def etag_of(client: Any, job_id: str) -> str:
     """As the id of an event says it: without quotes."""
     return (await client.get(f"/jobs/{job_id}")).headers["ETag"].strip('"')
+
+
+async def begin_late(
+    sql: Any, job_id: str, *, status: str | None = None, progress: str | None = None
+) -> tuple[Callable[[], Any], int]:
+    """Reports in a transaction that stays open; how to end it, and its xid. `progress` is JSON."""
+    transaction = sql.transaction()
+    await transaction.start()
+    nothing = [None]
+    columns = [[1], [job_id], [status], [progress], *[nothing] * 5, [False], nothing, nothing]
+    (row,) = await sql.fetch(load("job_table")["report"], *columns)
+    assert row["outcome"] == "changed"
+    return transaction.commit, int(row["xid"])
 
 
 # readers

@@ -13,6 +13,7 @@ from service.hub import Hub
 from service.identity import READ, WRITE
 from service.stores.event_channel import EventChannel
 from service.stores.key_memory import KeyMemory
+from service.stores.status_memory import StatusMemory
 from service.streaming.operation import Streams
 from tests.conftest import make_key
 from tests.following import UNLIMITED
@@ -44,7 +45,7 @@ def inside(monkeypatch):
 
         monkeypatch.setattr(kind, "__init__", built)
 
-    for kind in (Streams, Hub, EventChannel, KeyMemory):
+    for kind in (Streams, Hub, EventChannel, KeyMemory, StatusMemory):
         noting(kind)
     return parts
 

@@ -10,12 +10,12 @@ from service.embedded import free_port
 from service.hub import Hub
 from service.status_reader import StatusReader
 from service.stores.event_channel import EventChannel
-from service.stores.queries import load
 from service.streaming.event_id import position_id
 from service.streaming.many_operation import Following
 from service.streaming.operation import Streams
 from tests.following import (
     BLOB,
+    begin_late,
     create,
     create_many,
     deaf,
@@ -382,23 +382,12 @@ async def test_what_redis_was_not_told_yet_is_in_what_a_reader_begins_with(clien
 # A transaction that began earlier and commits late
 
 
-async def begin_late(sql, job_id, status):
-    """Reports in a transaction that stays open; returns how to end it."""
-    transaction = sql.transaction()
-    await transaction.start()
-    nothing = [None]
-    columns = [[1], [job_id], [status], nothing, nothing, nothing, nothing, nothing, nothing, [False], nothing, nothing]
-    (row,) = await sql.fetch(load("job_table")["report"], *columns)
-    assert row["outcome"] == "changed"
-    return transaction.commit, int(row["xid"])
-
-
 @pytest.mark.usefixtures("quick_reconcile")
 @EACH_KIND
 async def test_what_commits_late_is_told_to_who_stays_and_to_who_comes_back(client, inside, sql, path):
     await two_jobs(client)
     # The relay announces what nobody else told: that is lost too.
-    commit, xid = await begin_late(sql, "a", "PROCESSING")
+    commit, xid = await begin_late(sql, "a", status="PROCESSING")
     async with stream(client, path) as stays:
         while not stays.parser.last_id:
             await stays.next()
@@ -418,7 +407,7 @@ async def test_what_commits_late_is_told_to_who_stays_and_to_who_comes_back(clie
 @EACH_KIND
 async def test_who_comes_back_before_a_late_commit_hears_of_it_when_it_comes(client, sql, path):
     await two_jobs(client)
-    commit, _ = await begin_late(sql, "a", "PROCESSING")
+    commit, _ = await begin_late(sql, "a", status="PROCESSING")
     last_id = await known_id(client, path)
     await report(client, "c", percentage=5)
     async with stream(client, path, last_id) as events:
