@@ -301,6 +301,13 @@ MUTATIONS = (
         "return False",
         (f"{OF_OUTAGES}what_nobody_could_tell_because_postgres_hung_too_is_called_stale_until_it_is_told",),
     ),
+    Mutation(
+        "6 what another relay holds is not confirmed",
+        RELAY,
+        "if not self._cache.trusted or not await self._outbox.holds_overdue():",
+        "if True:",
+        (f"{OF_RELAY}what_another_relay_holds_and_does_not_tell_is_not_confirmed",),
+    ),
     # The belt
     Mutation(
         "belt: an entry that is long unverified is said to be so",
