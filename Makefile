@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 FOREIGN := $(if $(shell command -v npm 2>/dev/null),$(VENV)/.foreign)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test test-all lint types format migrate clean
+.PHONY: help install run demo test test-all mutation lint types format migrate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test: $(INSTALLED) $(FOREIGN) ## the tests, on real servers (under 8 minutes)
 
 test-all: $(INSTALLED) $(FOREIGN) ## the tests and what takes longer
 	$(PY) -m pytest -q $(ARGS)
+
+mutation: $(INSTALLED) ## takes each guard of the truth out of a copy: which test notices? (about 10 minutes)
+	$(PY) -m tests.mutation $(ARGS)
 
 lint: $(INSTALLED) types ## style, types, import contracts
 	$(VENV)/bin/ruff check .

@@ -238,7 +238,7 @@ async def test_while_redis_is_away_each_process_grants_its_share_and_counts_what
     await limiter._log._pipe.close()
     granted = 0
     with pytest.raises(RateLimited) as refused:
-        while True:
+        while granted < 100:
             await limiter.take("key", policy)
             granted += 1
     assert granted == 20

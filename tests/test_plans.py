@@ -65,6 +65,9 @@ GUARDED = {
     ("outbox_table", "settle"): {"outbox": {"xid"}},
     ("outbox_table", "any_older"): {"outbox": {"outbox_by_age"}},
     ("outbox_table", "claim_overdue"): {"outbox": {"at"}},
+    ("outbox_table", "look_for_overdue"): {"outbox": {"at"}},
+    ("outbox_table", "any_overdue"): {"outbox": {"at"}},
+    ("outbox_table", "oldest"): {"outbox": {"outbox_by_age"}},
     ("key_table", "still_valid"): {"keys": {"hash"}},
     ("key_table", "revoke"): {"keys": {"id"}},
 }

@@ -129,6 +129,21 @@ async def test_two_relays_never_tell_the_same(start_parts: StartParts, sql: asyn
     assert sorted(told) == sorted(f"job-{n}" for n in range(300))
 
 
+async def test_what_another_relay_holds_and_does_not_tell_is_not_confirmed(
+    parts: Parts, sql: asyncpg.Connection
+) -> None:
+    """It may stand still: readers must not take old answers for fresh meanwhile."""
+    await parts.create("a")
+    await sql.execute(OVERDUE)
+    async with Running(parts):
+        async with sql.transaction():
+            await sql.execute("select from outbox for update")
+            await until(lambda: _is_unconfirmed(parts, True), 3)
+            assert parts.cache.trusted
+        await until(parts.is_told, 3)
+        await until(lambda: _is_unconfirmed(parts, False), 3)
+
+
 async def test_telling_that_outlasts_the_transaction_is_told_once_and_goes(
     parts: Parts, sql: asyncpg.Connection
 ) -> None:
@@ -256,6 +271,10 @@ async def _has_told(parts: Parts, jobs: int) -> bool:
 
 async def _is_writable(parts: Parts) -> bool:
     return parts.postgres.writable
+
+
+async def _is_unconfirmed(parts: Parts, so: bool) -> bool:
+    return parts.cache.unconfirmed == so
 
 
 async def _is_distrusted(parts: Parts) -> bool:

@@ -49,7 +49,9 @@ class Relay:
                 await self._sweep()
                 while await self._relay_overdue():
                     pass
-                self._cache.confirm(began_at)
+                # What another relay has locked is not told yet: that one may stand still.
+                if not self._cache.trusted or not await self._outbox.holds_overdue():
+                    self._cache.confirm(began_at)
             except Unavailable:
                 pass
             except Exception:

@@ -68,6 +68,11 @@ class OutboxTable:
         at: datetime = row["now"]
         return at
 
+    async def holds_overdue(self) -> bool:
+        """Whether a commit older than a second is still untold, also if another relay has locked it."""
+        row = await self._postgres.fetchrow(_SQL["any_overdue"], list(self._told))
+        return row is None or bool(row["waiting"])
+
     async def holds_older_than(self, moment: datetime) -> bool:
         """Whether a commit from before `moment` (by the database's clock) is still untold."""
         row = await self._postgres.fetchrow(_SQL["any_older"], moment)

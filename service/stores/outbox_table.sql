@@ -19,6 +19,11 @@ select coalesce((select extract(epoch from clock_timestamp() - at)::float8 from 
 -- The database's clock, by which the ages of outbox rows are measured.
 select clock_timestamp() as now;
 
+-- name: any_overdue
+-- Whether a commit that nobody told Redis of within a second waits, locked or not; without what this process has told ($1).
+select coalesce((select true from outbox where at < statement_timestamp() - interval '1 second' and xid <> all ($1::text[]::xid8[])
+                order by at limit 1), false) as waiting;
+
 -- name: any_older
 -- Whether a commit from before a moment still waits.
 select coalesce((select at < $1 from outbox order by at limit 1), false) as waiting;
