@@ -39,7 +39,7 @@ demo: $(INSTALLED) ## a worker at real documents, live bars, a poller: DOCS=fold
 	@exec $(PY) -m client.demo $(if $(DOCS),"$(DOCS)") $(ARGS)
 
 test: $(INSTALLED) $(FOREIGN) ## the tests, on real servers (under 8 minutes)
-	$(PY) -m pytest -q -m 'not long' -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -q -m 'not long' $(ARGS)
 
 test-all: $(INSTALLED) $(FOREIGN) ## the tests and what takes longer
 	$(PY) -m pytest -q $(ARGS)
