@@ -143,8 +143,10 @@ async def test_a_deletion_is_the_last_event(client):
     assert deleted.name == "deleted"
     assert deleted.data == {"id": "gone", "version": 2, "previous_status": "queued"}
     again = await client.get("/jobs/gone/events", headers={"Last-Event-ID": deleted.id})
-    assert again.status == 404
-    assert (await again.json())["details"]["error_type"] == "deleted"
+    assert again.status == 204
+    anew = await client.get("/jobs/gone/events")
+    assert anew.status == 404
+    assert (await anew.json())["details"]["error_type"] == "deleted"
 
 
 async def test_a_retry_goes_on_in_a_new_stream(client):
