@@ -108,7 +108,9 @@ async def test_a_page_goes_on_by_itself_after_a_restart_and_stops_at_the_end(pag
         for job in ports:
             missed = await followed[job].until(lambda heard: heard.data is not None and heard.data["version"] == 3)
             assert (missed.name, missed.data["previous_status"]) == ("status", None)  # a snapshot
-            assert missed.data["progress"] == {"percentage": 50, "message": "missed"}
+            assert (
+                missed.data["progress"].items() >= {"percentage": 50, "message": "missed"}.items()
+            )  # and an eta, perhaps
             await report(owner, job, status="COMPLETED")
 
     for job, its in followed.items():
