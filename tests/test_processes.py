@@ -190,6 +190,17 @@ async def test_a_connection_is_not_closed_under_a_client_that_has_just_come_or_j
         writer.transport.abort()
 
 
+async def test_a_process_that_leaves_does_not_wait_for_a_client_that_has_gone(start_web, key: str) -> None:
+    """It was refused before its body came, and aiohttp would go on reading that for ten seconds."""
+    web = await start_web(JOBWIRE_DRAIN="0")
+    gone = await RawReader.open(web.url, "/nowhere", key, method="POST", headers={"Content-Length": "1000"})
+    assert await gone.answer() == 404
+    gone.hang_up()
+    began_at = asyncio.get_running_loop().time()
+    assert await web.stop() == 0
+    assert asyncio.get_running_loop().time() - began_at < 6
+
+
 async def test_nobody_is_hung_up_on_whose_request_lies_unread(service_settings: Settings, key: str) -> None:
     service = make_runner(replace(service_settings, drain_s=0))
     await service.setup()
