@@ -1,9 +1,6 @@
 """Several web processes behind one port: `gunicorn -c deploy/gunicorn.conf.py`. Settings come from the environment.
 
-HUP   takes in new code or settings files, one command, no request lost
-TERM  ends; INT and QUIT end in a hurry
-USR2  starts a second master on the same port; once it is ready, TERM ends the first: the way for a doubtful release,
-      because a release that does not start ends its own master only
+README.md, "Several processes", says what the signals do and what clients see.
 
 Import nothing of `service` here: what the master has imported, HUP does not load anew.
 """

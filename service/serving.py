@@ -30,8 +30,10 @@ from service.requests import Connection
 from service.settings import Settings
 
 LONGEST_LINE_bytes: Final = 8190
-SHUTDOWN_s: Final = 10.0
+FINISHING_s: Final = 10.0
 """How long a process that leaves waits for requests that it has begun."""
+GIVING_UP_s: Final = 1.0
+"""And for those to end that it then gives up."""
 QUIET_FOR_s: Final = 0.5
 NEW_FOR_s: Final = 3.0
 """A process that leaves closes a connection on which nothing came for so long, after an answer or before a question."""
@@ -51,6 +53,11 @@ class _Connection(Connection):
     def is_silent(self, now: float) -> bool:
         """Everything that was asked has been answered, and nothing was said lately."""
         return self.is_idle and now - self.heard_at > (QUIET_FOR_s if self._request_count else NEW_FOR_s)
+
+    @property
+    def is_open(self) -> bool:
+        """The client is there, or what it asked is still being done."""
+        return self.transport is not None or self._request_in_progress
 
     @property
     def is_idle(self) -> bool:
@@ -159,17 +166,18 @@ class ServiceRunner(web.AppRunner):
             await listener.stop()
         await self.shutdown()
         with suppress(TimeoutError):
-            async with asyncio.timeout(SHUTDOWN_s):
-                while self.server is not None and self.server.connections:
-                    for connection in self._silent():
-                        hang_up(connection)
+            async with asyncio.timeout(FINISHING_s):
+                while still_open := self._open():
+                    now = asyncio.get_running_loop().time()
+                    for connection in still_open:
+                        if connection.is_idle if self.at_once.is_set() else connection.is_silent(now):
+                            hang_up(connection)
                     await asyncio.sleep(CLOSING_EVERY_s)
 
-    def _silent(self) -> list[_Connection]:
+    def _open(self) -> list[_Connection]:
         assert self.server is not None
-        now = asyncio.get_running_loop().time()
         ours = [connection for connection in self.server.connections if isinstance(connection, _Connection)]
-        return [each for each in ours if (each.is_idle if self.at_once.is_set() else each.is_silent(now))]
+        return [connection for connection in ours if connection.is_open]
 
     async def _make_server(self) -> web.Server:
         return _Server(await super()._make_server(), self.app, **self._kwargs)
@@ -179,16 +187,13 @@ def hang_up(connection: _Connection) -> None:
     """Unless something lies unread. At once, and not when the loop comes to it: the next request may be on its way."""
     if connection.transport is None:
         return
-    with socket.socket(fileno=os.dup(connection.transport.get_extra_info("socket").fileno())) as wire:
+    descriptor = os.dup(connection.transport.get_extra_info("socket").fileno())
+    with socket.socket(fileno=descriptor) as wire, suppress(OSError):  # one that is broken is the loop's to notice
         try:
             wire.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             wire.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-        else:
-            return
-    connection.force_close()
+            connection.force_close()
 
 
 async def runner() -> ServiceRunner:
@@ -207,7 +212,7 @@ def make_runner(settings: Settings) -> ServiceRunner:
         access_log=None,
         auto_decompress=False,
         keepalive_timeout=KEEP_ALIVE_s,
-        shutdown_timeout=SHUTDOWN_s,
+        shutdown_timeout=GIVING_UP_s,
     )
 
 

@@ -4,15 +4,17 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
 
+from service.listener import AT_A_TIME, Listener
 from service.serving import hang_up, make_runner
 from service.settings import Settings
 from tests.conftest import environment_of
@@ -173,6 +175,7 @@ async def test_a_connection_is_not_closed_under_a_client_that_has_just_come_or_j
     for reader, writer in (just_begun, kept):
         writer.write(request)
         assert (await reader.readuntil(b"}"))[:12] == b"HTTP/1.1 200"
+    await asyncio.sleep(0.6)  # longer than a connection may be quiet
     just_begun[1].write(request[:30])
     await just_begun[1].drain()
     stopping = asyncio.create_task(web.stop())
@@ -185,6 +188,17 @@ async def test_a_connection_is_not_closed_under_a_client_that_has_just_come_or_j
     assert await stopping == 0
     for _, writer in (just_come, just_begun, kept):
         writer.transport.abort()
+
+
+async def test_a_process_that_leaves_does_not_wait_for_a_client_that_has_gone(start_web, key: str) -> None:
+    """It was refused before its body came, and aiohttp would go on reading that for ten seconds."""
+    web = await start_web(JOBWIRE_DRAIN="0")
+    gone = await RawReader.open(web.url, "/nowhere", key, method="POST", headers={"Content-Length": "1000"})
+    assert await gone.answer() == 404
+    gone.hang_up()
+    began_at = asyncio.get_running_loop().time()
+    assert await web.stop() == 0
+    assert asyncio.get_running_loop().time() - began_at < 6
 
 
 async def test_nobody_is_hung_up_on_whose_request_lies_unread(service_settings: Settings, key: str) -> None:
@@ -288,6 +302,34 @@ async def test_those_who_come_at_once_are_shared_by_all_processes(
     print(f"200 who came at once: {shares}")
     assert sum(shares) == 200
     assert shares[0] >= 10
+
+
+async def test_a_process_takes_a_few_in_a_row_and_leaves_the_others_time_for_theirs() -> None:
+    """(How a crowd is shared depends on what else the machine does; this does not.)"""
+    taken: list[asyncio.BaseTransport] = []
+
+    class Arrival(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            taken.append(transport)
+
+    with socket.create_server(("127.0.0.1", 0)) as sock, ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(sock.getsockname()))
+        other = stack.enter_context(sock.dup())
+        listener = Listener(sock, Arrival)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        left = 0
+        with suppress(BlockingIOError):
+            while True:
+                stack.enter_context(other.accept()[0])
+                left += 1
+        await listener.stop()
+        print(f"{len(taken)} taken, {left} left")
+        assert len(taken) >= AT_A_TIME
+        assert left >= 8
+        for transport in taken:
+            transport.close()
 
 
 async def test_a_process_without_a_descriptor_left_takes_connections_again_once_it_has_some(
