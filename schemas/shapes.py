@@ -111,8 +111,7 @@ def _batch_job(job: BatchJob, include_progress: bool) -> dict[str, Any]:
 
 def _progress(job: Job | ListedJob) -> dict[str, Any]:
     """What was told of it and, where that is known, when the job will be done."""
-    eta = job.eta
-    return job.progress if eta is None else {**job.progress, "eta": rfc3339(eta)}
+    return job.progress if job.eta is None else {**job.progress, "eta": rfc3339(job.eta)}
 
 
 TIMES = ("created_at", "updated_at", "started_at", "completed_at", "expires_at")

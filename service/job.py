@@ -10,8 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from service.pace import Pace
-
 QUEUED: Final = "queued"
 PROCESSING: Final = "PROCESSING"
 COMPLETED: Final = "COMPLETED"
@@ -60,7 +58,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 @dataclass(slots=True)
 class Job:
-    """One job as Postgres holds it. Times are aware and in UTC, to the millisecond."""
+    """One job as Postgres holds it. Times are aware and in UTC, to the millisecond. `eta`: None while unknown."""
 
     account_id: int
     id: str
@@ -88,31 +86,24 @@ class Job:
     file_count: int | None
     public: bool
     has_result: bool
-    pace: Pace | None = None
+    eta: datetime | None = None
 
     @property
     def finished(self) -> bool:
         """COMPLETED, FAILED or CANCELLED."""
         return self.status in FINISHED
 
-    @property
-    def eta(self) -> datetime | None:
-        """When it will be done, from its own pace, as of its last change; None: unknown."""
-        return _eta(self.status, self.stalled, self.pace, self.changed_at)
-
 
 @dataclass(slots=True)
 class ListedJob:
-    """One job as a page of a list shows it. Times are aware and in UTC, to the millisecond."""
+    """One job as a page of a list shows it. Times are aware and in UTC, to the millisecond. `eta` as of a Job."""
 
     id: str
     status: str
     type: str
     created_at: datetime
-    changed_at: datetime
     updated_at: datetime
     completed_at: datetime | None
-    stalled: bool
     file_count: int | None
     tags: list[str]
     batch_id: str | None
@@ -121,12 +112,7 @@ class ListedJob:
     progress: dict[str, Any]
     error_details: dict[str, Any] | None
     version: int
-    pace: Pace | None = None
-
-    @property
-    def eta(self) -> datetime | None:
-        """As that of a Job."""
-        return _eta(self.status, self.stalled, self.pace, self.changed_at)
+    eta: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -167,10 +153,6 @@ class Report:
     attempt: int | None = None
     if_match: str | None = None
     retry: bool = False
-
-
-def _eta(status: str, stalled: bool, pace: Pace | None, changed_at: datetime) -> datetime | None:
-    return pace.end(changed_at) if pace is not None and status == PROCESSING and not stalled else None
 
 
 def allowed_after(status: str) -> tuple[str, ...]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestClient
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
 from service.job import PROCESSING, QUEUED, Job, Report
-from service.pace import LEAST_POINTS, Pace, PATIENCE_points
 from service.stores.connections import Postgres
 from service.stores.job_table import JobTable
 from tests.http import TIME, ask, create, report
@@ -27,6 +29,7 @@ insert into test.clock values ('2026-11-24T08:00:00Z');
 create function test.clock_timestamp() returns timestamptz language sql volatile as $$ select now from test.clock $$;
 do $$ begin execute format('alter database %I set search_path = test, pg_catalog, public', current_database()); end $$;
 """
+LEAST_POINTS, PATIENCE_points = 5, 25
 BEGAN = datetime(2026, 11, 24, 8, tzinfo=UTC)
 
 
@@ -380,21 +383,23 @@ async def test_no_number_that_a_report_may_carry_is_too_small_or_too_dense(simul
     assert (await job.says(1, progress={"total_files": 2**31 - 1})).eta is None
 
 
-@given(
-    st.floats(0, 99),
-    st.floats(0, 100),
-    st.floats(0, 1e6),
-    st.integers(0, 10**9),
-    st.lists(st.integers(0, 10**9), min_size=1, max_size=5),
-)
-def test_between_two_points_it_is_one_time_that_lies_ahead_and_later_none(start, made, point_s, began_ms, changes_ms):
-    began = BEGAN - timedelta(milliseconds=began_ms)
-    pace = Pace(began, start=start, reached=min(100, start + made), reached_at=BEGAN, point_s=point_s)
-    ends = [(after, pace.end(BEGAN + timedelta(milliseconds=after))) for after in sorted(changes_ms)]
-    known = [end for _, end in ends if end is not None]
+@settings(max_examples=60)
+@given(steps, st.lists(st.floats(0.001, 5000), min_size=1, max_size=8))
+async def test_without_progress_it_is_one_time_that_lies_ahead_and_then_none(simulated, steps, silences):
+    job, at, done = await simulated(), 0.0, 0.0
+    await job.starts()
+    for points, seconds in steps:
+        at, done = at + seconds, min(100, done + points)
+        now = await job.says(at, progress={"percentage": done})
+    ends = [now.eta]
+    for n, silence in enumerate(silences):
+        at += silence
+        now = await job.says(at, progress={"message": str(n)})
+        assert now.eta is None or now.eta > now.changed_at
+        ends.append(now.eta)
+    known = [end for end in ends if end is not None]
     assert len(set(known)) <= 1
-    assert [end for _, end in ends] == known + [None] * (len(ends) - len(known)), "once unknown, it stays so"
-    assert all(end > BEGAN + timedelta(milliseconds=after) for after, end in ends if end is not None)
+    assert ends == known + [None] * (len(ends) - len(known)), "once unknown, it stays so"
 
 
 # On the wire
@@ -405,45 +410,37 @@ def in_seconds(text: str) -> float:
     return (datetime.fromisoformat(text) - BEGAN).total_seconds()
 
 
-async def test_all_that_show_the_progress_of_a_job_show_the_same_end(clock, client, redis_url):
+async def seen(client: TestClient | ClientSession) -> list[dict[str, Any]]:
+    """The progress of the job `a` in all that shows it."""
+    listed = (await ask(client, "GET", "/jobs?status=processing")).json()["jobs"]
+    of_several = (await ask(client, "GET", "/jobs?status=processing,failed")).json()["jobs"]
+    many = (await ask(client, "GET", "/jobs/status?job_ids=a,b&include_progress=true")).json()["jobs"]
+    async with client.get("/jobs/a/events") as stream:
+        event = await EventReader.of(stream).next()
+    job, status = [(await ask(client, "GET", f"/jobs/a{path}")).json() for path in ("", "/status")]
+    return [each["progress"] for each in (job, status, *listed, *of_several, many[0], event.data)]
+
+
+async def test_all_that_show_the_progress_of_a_job_show_the_same_end(clock, client, key, start_web, redis_url):
     for job_id in "ab":
-        await create(client, id=job_id, batch_id="batch", tags=["t"])
+        await create(client, id=job_id, batch_id="batch")
     await report(client, "a", status=PROCESSING)
     await clock.set(30)
-    reported = await report(client, "a", progress={"percentage": 40, "message": "page 4", "total_files": 10})
-    assert list(reported["progress"]) == ["message", "percentage", "total_files", "eta"]
-    assert in_seconds(reported["progress"]["eta"]) == pytest.approx(75, abs=0.001)
-
-    async def seen() -> list[Any]:
-        listed = (await ask(client, "GET", "/jobs?status=processing")).json()["jobs"]
-        of_several = (await ask(client, "GET", "/jobs?status=processing,failed")).json()["jobs"]
-        many = (await ask(client, "GET", "/jobs/status?job_ids=a,b&include_progress=true")).json()["jobs"]
-        async with client.get("/jobs/a/events") as stream:
-            event = await EventReader.of(stream).next()
-        return [
-            (await ask(client, "GET", "/jobs/a")).json()["progress"],
-            (await ask(client, "GET", "/jobs/a/status")).json()["progress"],
-            *(job["progress"] for job in [*listed, *of_several, many[0]]),
-            event.data["progress"],
-        ]
-
-    assert await seen() == [reported["progress"]] * 6
-    await flushed(redis_url)
-    assert await seen() == [reported["progress"]] * 6, "made anew from Postgres"
-    batch = (await ask(client, "GET", "/jobs/batch/batch?include_progress=true")).json()
-    assert [job["progress"] for job in batch["jobs"]] == [40, 0]
-    assert (await report(client, "a", status="COMPLETED"))["progress"] == {
-        "message": "page 4",
-        "percentage": 100,
-        "total_files": 10,
-    }
-
-
-async def flushed(redis_url: str) -> None:
-    from redis.asyncio import Redis
+    progress = (await report(client, "a", progress={"percentage": 40, "message": "4", "total_files": 9}))["progress"]
+    assert list(progress) == ["message", "percentage", "total_files", "eta"]
+    assert in_seconds(progress["eta"]) == pytest.approx(75, abs=0.001)
+    assert await seen(client) == [progress] * 6
 
     async with Redis.from_url(redis_url) as redis:
         await redis.flushdb()
+    web = await start_web()
+    async with ClientSession(web.url, headers={"X-API-Key": key}) as other:
+        assert await seen(other) == [progress] * 6, "a process that has it from Postgres"
+
+    batch = (await ask(client, "GET", "/jobs/batch/batch?include_progress=true")).json()
+    assert [job["progress"] for job in batch["jobs"]] == [40, 0]
+    done = await report(client, "a", status="COMPLETED")
+    assert done["progress"] == {"message": "4", "percentage": 100, "total_files": 9}
 
 
 async def test_an_answer_that_is_held_stays_as_it_is_when_its_end_has_passed(clock, client):

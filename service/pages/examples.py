@@ -11,7 +11,6 @@ from service import errors
 from service.batch import Batch, BatchJob
 from service.errors import JobwireError
 from service.job import COMPLETED, FAILED, PROCESSING, QUEUED, Job, ListedJob, allowed_after, failure
-from service.pace import Pace
 
 JOB_ID: Final = "019b2f5e-7a10-7c3e-9d2b-5f0c8a1e4b77"
 BATCH_ID: Final = "invoices-2026-11-24"
@@ -21,7 +20,7 @@ ETAG: Final = '"3-1795508717730"'
 _CREATED: Final = datetime(2026, 11, 24, 8, 25, 17, 684_000, UTC)
 _STARTED: Final = _CREATED + timedelta(seconds=2)
 _CHANGED: Final = _CREATED + timedelta(seconds=40)
-_PACE: Final = Pace(_STARTED, start=0, reached=40, reached_at=_CHANGED, point_s=0.95)
+_ETA: Final = _CHANGED + 1.5 * (_CHANGED - _STARTED)
 _PROGRESS: Final = {"message": "page 4 of 10", "percentage": 40, "step": "ocr"}
 
 
@@ -53,7 +52,7 @@ def _job(**differs: Any) -> Job:
         "file_count": 1,
         "public": False,
         "has_result": False,
-        "pace": _PACE,
+        "eta": _ETA,
     }
     return Job(**{**job, **differs})
 
@@ -66,6 +65,7 @@ _COMPLETED: Final = _job(
     expires_at=_CHANGED + timedelta(days=7),
     progress={**_PROGRESS, "percentage": 100},
     has_result=True,
+    eta=None,
 )
 _ERROR, _ERROR_DETAILS = failure("page 7 is damaged", {"error_type": "damaged_pdf"})
 
@@ -133,10 +133,8 @@ PAGE: Final = {
                 status=PROCESSING,
                 type="extraction",
                 created_at=_CREATED,
-                changed_at=_CHANGED,
                 updated_at=_CHANGED,
                 completed_at=None,
-                stalled=False,
                 file_count=1,
                 tags=["prod", "eu"],
                 batch_id=BATCH_ID,
@@ -145,7 +143,7 @@ PAGE: Final = {
                 progress=_PROGRESS,
                 error_details=None,
                 version=3,
-                pace=_PACE,
+                eta=_ETA,
             )
         )
     ],

@@ -12,7 +12,6 @@ import orjson
 
 from schemas.shapes import rfc3339
 from service.job import Job, NewJob, Report
-from service.pace import Pace
 from service.stores.connections import Connection, Postgres
 from service.stores.queries import load
 from service.stores.ready import Absence, AbsenceKind
@@ -322,20 +321,7 @@ def _job(row: asyncpg.Record) -> Job:
         file_count=row["file_count"],
         public=row["public"],
         has_result=row["result_id"] is not None,
-        pace=pace_of(row),
-    )
-
-
-def pace_of(row: asyncpg.Record) -> Pace | None:
-    """The pace in a row of `jobs`; None until its first attempt has begun."""
-    if row["pace_reached_at"] is None:
-        return None
-    return Pace(
-        began_at=row["attempt_started_at"],
-        start=row["pace_start"],
-        reached=row["pace_reached"],
-        reached_at=row["pace_reached_at"],
-        point_s=row["pace_point_s"],
+        eta=row["eta"],
     )
 
 

@@ -5,15 +5,14 @@ select o.n, o.outcome, o.held_status, o.held_attempt, o.held_stalled, o.gone_exp
        (o.job).account_id, (o.job).id, (o.job).status, (o.job).type, (o.job).version, (o.job).attempt, (o.job).created_at,
        (o.job).changed_at, (o.job).updated_at, (o.job).started_at, (o.job).completed_at, (o.job).expires_at, (o.job).stalled,
        (o.job).progress, (o.job).error, (o.job).error_details, (o.job).metadata, (o.job).parameters, (o.job).batch_id, (o.job).tags,
-       (o.job).user_id, (o.job).pdf_name, (o.job).pdf_hash, (o.job).file_count, (o.job).public, (o.job).result_id,
-       (o.job).attempt_started_at, (o.job).pace_start, (o.job).pace_reached, (o.job).pace_reached_at, (o.job).pace_point_s
+       (o.job).user_id, (o.job).pdf_name, (o.job).pdf_hash, (o.job).file_count, (o.job).public, (o.job).result_id, eta(o.job)
 from report_jobs($1::int[], $2::text[], $3::text[], $4::jsonb[], $5::text[], $6::jsonb[], $7::jsonb[], $8::int[], $9::text[], $10::bool[],
                  $11::bigint[], $12::bytea[]) o
 order by o.n;
 
 -- name: create
 -- All jobs of one request or none. See create_jobs in the migrations.
-select o.outcome, o.conflict_id, (o.job).* from create_jobs($1, $2::jsonb, $3::text[]) o;
+select o.outcome, o.conflict_id, (o.job).*, eta(o.job) from create_jobs($1, $2::jsonb, $3::text[]) o;
 
 -- name: current_xid
 -- The number under which this transaction stands in the outbox.
@@ -31,7 +30,7 @@ select k.n, j.*,
             when j.id is null then 'not_found' end as absence,
        t.expired_at as gone_expired_at
 from unnest($1::int[], $2::text[]) with ordinality k(account, job_id, n)
-  left join lateral (select * from jobs where account_id = k.account and id = k.job_id limit 1) j on true
+  left join lateral (select x.*, eta(x) from jobs x where account_id = k.account and id = k.job_id limit 1) j on true
   left join lateral (select * from tombstones where j.id is null and account_id = k.account and id = k.job_id limit 1) t on true
 order by k.n;
 

@@ -14,7 +14,6 @@ import orjson
 
 from service.job import ListedJob
 from service.stores.connections import Postgres
-from service.stores.job_table import pace_of
 from service.stores.queries import load
 
 _SQL: Final = load("page_table")
@@ -176,10 +175,8 @@ def _listed(row: asyncpg.Record) -> ListedJob:
         status=row["status"],
         type=row["type"],
         created_at=row["created_at"],
-        changed_at=row["changed_at"],
         updated_at=row["updated_at"],
         completed_at=row["completed_at"],
-        stalled=row["stalled"],
         file_count=row["file_count"],
         tags=row["tags"],
         batch_id=row["batch_id"],
@@ -188,5 +185,5 @@ def _listed(row: asyncpg.Record) -> ListedJob:
         progress=orjson.loads(row["progress"]),
         error_details=None if details is None else orjson.loads(details),
         version=row["version"],
-        pace=pace_of(row),
+        eta=row["eta"],
     )

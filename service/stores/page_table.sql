@@ -7,8 +7,7 @@
 -- name: page
 -- One walk along one index, in its order, no further than the page.
 select j.id, j.status, j.type, j.created_at, j.updated_at, j.completed_at, j.file_count, j.tags, j.batch_id, j.user_id, j.pdf_name,
-       j.progress, j.error_details, j.version, j.changed_at, j.stalled,
-       j.attempt_started_at, j.pace_start, j.pace_reached, j.pace_reached_at, j.pace_point_s
+       j.progress, j.error_details, j.version, eta(j)
 from jobs j
 where j.account_id = $1
   and j.status = $2                                   -- if status
@@ -29,8 +28,7 @@ select j.*
 from unnest($2::text[], $3::text[]) one_of (status, type)
   cross join lateral (
     select j.id, j.status, j.type, j.created_at, j.updated_at, j.completed_at, j.file_count, j.tags, j.batch_id, j.user_id, j.pdf_name,
-           j.progress, j.error_details, j.version, j.changed_at, j.stalled,
-           j.attempt_started_at, j.pace_start, j.pace_reached, j.pace_reached_at, j.pace_point_s
+           j.progress, j.error_details, j.version, eta(j)
     from jobs j
     where j.account_id = $1
       and j.status = one_of.status                    -- if status
