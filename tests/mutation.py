@@ -177,6 +177,13 @@ MUTATIONS = (
         "  --",
         (f"{OF_CACHE}one_reader_gets_the_lease",),
     ),
+    Mutation(
+        "3 an absence is believed for a second",
+        FILL,
+        "version == ABSENCE and absence_lifetime_ms or entry_lifetime_ms",
+        "entry_lifetime_ms",
+        (f"{OF_CACHE}an_absence_is_told_whatever_is_held",),
+    ),
     # Rule 4: a writer plants nothing
     Mutation(
         "4 a put plants nothing where there is no entry",
