@@ -21,8 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LEFT_OUT = (".venv", ".git", ".data", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 WITHIN_s = 180
+DOWN = "-- migrate:down"
 
-SQL = "service/stores/migrations/20261124120000_changes.sql"
+
+def last_to_define(function: str) -> str:
+    """The newest migration that makes a function of the database: what older ones say of it is past."""
+    defines = re.compile(rf"^create (?:or replace )?function {function}\(", re.MULTILINE)
+    migrations = sorted((ROOT / "service/stores/migrations").glob("*.sql"))
+    made = [path for path in migrations if defines.search(path.read_text().partition(DOWN)[0])]
+    return str(made[-1].relative_to(ROOT))
+
+
+REPORT_JOBS, JOBS_UPDATED = last_to_define("report_jobs"), last_to_define("jobs_updated")
 CACHE, PUT, FILL, READ = (
     f"service/stores/status_cache.{end}" for end in ("py", "put.lua", "fill.lua", "read_if_newer.lua")
 )
@@ -176,6 +186,13 @@ MUTATIONS = (
         "  if string.sub(head, 1, 1) == '?' then return 2 end",
         "  --",
         (f"{OF_CACHE}one_reader_gets_the_lease",),
+    ),
+    Mutation(
+        "3 an absence is believed for a second",
+        FILL,
+        "version == ABSENCE and absence_lifetime_ms or entry_lifetime_ms",
+        "entry_lifetime_ms",
+        (f"{OF_CACHE}an_absence_is_told_whatever_is_held",),
     ),
     # Rule 4: a writer plants nothing
     Mutation(
@@ -392,11 +409,11 @@ MUTATIONS = (
     # Following
     Mutation(
         "subscribe before read",
-        "service/streaming/handler.py",
-        "            async with self._streams.hub.follow(key, stream):\n"
-        "                answer = await self._streams.reader.read(*key)\n",
-        "            answer = await self._streams.reader.read(*key)\n"
-        "            async with self._streams.hub.follow(key, stream):\n",
+        HUB,
+        "        for topic, follower in topics:\n            topic.followers.add(follower)\n        try:\n",
+        "        def follow_late() -> None:\n            for topic, follower in topics:\n"
+        "                topic.followers.add(follower)\n\n"
+        "        asyncio.get_running_loop().call_later(1, follow_late)\n        try:\n",
         ("tests/streaming/test_between.py::test_no_change_falls_between[job-new-at once]",),
     ),
     Mutation(
@@ -430,7 +447,7 @@ MUTATIONS = (
     # The outbox and the relay
     Mutation(
         "every change writes its row of the outbox",
-        SQL,
+        JOBS_UPDATED,
         "  if not found then return null; end if;      -- heartbeats only: nothing that a reader could see\n"
         "  perform note_in_outbox(array_agg(n.account_id), array_agg(n.id))\n"
         "    from new_rows n join old_rows o using (account_id, id) where n.version > o.version;\n",
@@ -476,21 +493,21 @@ MUTATIONS = (
     # The group commit
     Mutation(
         "locks are taken in one order",
-        SQL,
+        REPORT_JOBS,
         "  order by account_id, id\n), held as materialized",
         "  order by md5(id || n)\n), held as materialized",
         ("tests/test_storm.py::test_what_many_writers_leave_is_one_story",),
     ),
     Mutation(
         "a job is judged under its lock",
-        SQL,
+        REPORT_JOBS,
         "from jobs j where j.account_id = i.account_id and j.id = i.id for update) l on true",
         "from jobs j where j.account_id = i.account_id and j.id = i.id limit 1) l on true",
         (f"{OF_REPORTS}a_report_that_waited_for_another_sees_what_it_wrote",),
     ),
     Mutation(
         "time does not run backwards",
-        SQL,
+        REPORT_JOBS,
         "greatest(date_trunc('milliseconds', clock_timestamp()), h.changed_at) as at",
         "date_trunc('milliseconds', clock_timestamp()) as at",
         (f"{OF_REPORTS}changed_at_does_not_run_backwards_with_the_clock",),
@@ -555,7 +572,7 @@ MUTATIONS = (
 def mutated(mutation: Mutation, tree: Path = ROOT) -> str:
     """The file without its guard. Raises LookupError if the guard is not there, or twice."""
     whole = (tree / mutation.file).read_text()
-    up, down, rest = whole.partition("-- migrate:down") if mutation.file == SQL else (whole, "", "")
+    up, down, rest = whole.partition(DOWN)
     if up.count(mutation.old) != 1:
         raise LookupError(
             f"{mutation.guard}: stands {up.count(mutation.old)} times in {mutation.file}: {mutation.old!r}"
